@@ -1,0 +1,23 @@
+"""Hierarchical multiscale recurrent attention networks in JAX and Flax."""
+
+from hman_jax import attention, cells, models, stochastic, types
+from hman_jax._version import __version__
+from hman_jax.attention import AttentionOutput
+from hman_jax.cells import HMLSTM, LSTM
+from hman_jax.models import Recogniser, RecogniserOutput
+from hman_jax.unroll import unroll
+
+__all__ = [
+  'HMLSTM',
+  'LSTM',
+  'AttentionOutput',
+  'Recogniser',
+  'RecogniserOutput',
+  '__version__',
+  'attention',
+  'cells',
+  'models',
+  'stochastic',
+  'types',
+  'unroll',
+]

@@ -1,0 +1,97 @@
+"""Recognisers assembled from a cell, an attention and a head, by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hman_jax import attention as attentions
+from hman_jax.cells import CELLS
+from hman_jax.cells.base import check_choice
+from hman_jax.models.heads import HEADS, Concat, GatedEmbedding, Head
+from hman_jax.models.recogniser import (
+  INITIAL_STATES,
+  Recogniser,
+  RecogniserOutput,
+  mean_features,
+)
+from hman_jax.models.softmax_regression import SoftmaxRegression
+
+
+def create(
+  num_classes: int,
+  *,
+  cell: str = 'hm_lstm',
+  attention: str = 'gumbel_adaptive',
+  head: str = 'concat',
+  hidden_sizes: Sequence[int] = (512, 512, 512),
+  cell_options: Mapping[str, Any] | None = None,
+  attention_options: Mapping[str, Any] | None = None,
+  initial_state: str = 'zeros',
+  input_dropout: float = 0.0,
+  dropout: float = 0.0,
+) -> Recogniser | SoftmaxRegression:
+  """Assembles a recogniser from named parts.
+
+  Args:
+    num_classes: C, at least 1.
+    cell: 'hm_lstm', 'lstm', or 'none' for softmax regression on frames.
+    attention: 'soft', 'reinforce', 'gumbel', 'gumbel_adaptive', or 'none' for
+      average pooling over locations.
+    head: 'concat' or 'gated_embedding'.
+    hidden_sizes: units of each layer of the cell, bottom first.
+    cell_options: further options of the cell, for example
+      `{'layer_norm': True}`.
+    attention_options: options of the attention, for example
+      `{'scorer': 'content', 'position_code': 'onehot'}`.
+    initial_state: 'zeros' or 'mean_features'.
+    input_dropout: dropout rate on the attended feature, in [0, 1).
+    dropout: dropout rate before the head, in [0, 1).
+
+  Returns:
+    A `Recogniser`, or a `SoftmaxRegression` for cell='none'.
+
+  Raises:
+    ValueError: if a name is unknown or a number is out of range.
+
+  Example:
+    >>> create(8, cell='lstm', attention='soft', hidden_sizes=(16,)).cell
+    LSTM(hidden_sizes=(16,), forget_bias=1.0)
+  """
+  if num_classes < 1:
+    raise ValueError(f'num_classes: expected >= 1, got {num_classes}.')
+  for name, rate in (('input_dropout', input_dropout), ('dropout', dropout)):
+    if not 0 <= rate < 1:
+      raise ValueError(f'{name}: expected in [0, 1), got {rate}.')
+  check_choice('cell', cell, (*CELLS, 'none'))
+  check_choice('attention', attention, tuple(attentions.ATTENTIONS))
+  check_choice('head', head, tuple(HEADS))
+  check_choice('initial_state', initial_state, INITIAL_STATES)
+  if cell == 'none':
+    if attention != 'none':
+      raise ValueError(
+        f"attention: expected 'none' with cell='none', got {attention!r}: "
+        'softmax regression has no state to attend from.'
+      )
+    return SoftmaxRegression(num_classes, input_dropout)
+  return Recogniser(
+    num_classes=num_classes,
+    cell=CELLS[cell](hidden_sizes=tuple(hidden_sizes), **(cell_options or {})),
+    attention=attentions.create(attention, **(attention_options or {})),
+    head=HEADS[head](),
+    initial_state=initial_state,
+    input_dropout=input_dropout,
+    dropout=dropout,
+  )
+
+
+__all__ = [
+  'HEADS',
+  'INITIAL_STATES',
+  'Concat',
+  'GatedEmbedding',
+  'Head',
+  'Recogniser',
+  'RecogniserOutput',
+  'SoftmaxRegression',
+  'create',
+  'mean_features',
+]
