@@ -76,7 +76,9 @@ class Attention(nn.Module):
       if self.code.shape[-1]:
         self.position_projection = nn.Dense(self.scorer_size, use_bias=False)
       self.state_projection = nn.Dense(self.scorer_size)
-      self.content_logits = nn.Dense(1, use_bias=False)
+      self.content_weights = self.param(
+        'content_weights', nn.initializers.normal(self.scorer_size**-0.5), (self.scorer_size,)
+      )
 
   def project(self, features: Array) -> Array | None:
     """The part of the scorer that does not depend on the state.
@@ -103,7 +105,8 @@ class Attention(nn.Module):
     if projected is None:
       return self.location_logits(h)
     hidden = jnp.tanh(projected + self.state_projection(h)[..., None, :])
-    return self.content_logits(hidden)[..., 0]
+    weights = self.content_weights.reshape((1,) * (hidden.ndim - 1) + (-1,))
+    return jnp.sum(hidden * weights, axis=-1)
 
   def __call__(
     self,

@@ -1,0 +1,1 @@
+"""Everything between a disk and an array: videos, data sets, batches."""

@@ -1,0 +1,9 @@
+"""Errors of the data: always a user's file or field, never a traceback."""
+
+
+class DataError(ValueError):
+  """Something about the data is wrong; the message says what and where."""
+
+
+class VideoError(DataError):
+  """A video cannot be decoded; the message names the file."""
