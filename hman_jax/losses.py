@@ -202,7 +202,9 @@ def boundary_rates(z: Array, mask: Array) -> Array:
   return jnp.sum(jnp.where(mask[..., None], z, 0.0), axis=(0, 1)) / count
 
 
-def boundary_rate_penalty(z: Array, mask: Array, target: float) -> Array:
+def boundary_rate_penalty(
+  z: Array, mask: Array, target: float, axis_name: str | None = None
+) -> Array:
   """Keeps layers alive: sum over layers of (rate - target)^2.
 
   A layer that finds no boundaries is silent, and one that finds them
@@ -213,6 +215,8 @@ def boundary_rate_penalty(z: Array, mask: Array, target: float) -> Array:
     z: `[B, T, L]` boundaries with their straight-through gradient.
     mask: bool `[B, T]`.
     target: rate aimed at, in [0, 1].
+    axis_name: axis over which the batch is spread (`pmap`); the rate is that
+      of the whole batch, and the gradient is right after averaging over it.
 
   Returns:
     scalar.
@@ -222,4 +226,10 @@ def boundary_rate_penalty(z: Array, mask: Array, target: float) -> Array:
     >>> float(boundary_rate_penalty(z, jnp.ones((1, 2)) > 0, 0.0))
     0.25
   """
-  return jnp.sum(jnp.square(boundary_rates(z, mask) - target))
+  mean = lambda x: jax.lax.pmean(x, axis_name) if axis_name else x
+  count = jnp.maximum(mean(jnp.sum(mask).astype(z.dtype)), 1.0)
+  share = jnp.sum(jnp.where(mask[..., None], z, 0.0), axis=(0, 1)) / count
+  rate = jax.lax.stop_gradient(mean(share))
+  move = share - jax.lax.stop_gradient(share)  # 0, with the gradient of share
+  error = rate - target
+  return jnp.sum(jnp.square(error) + 2.0 * error * move)

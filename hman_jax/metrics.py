@@ -245,7 +245,7 @@ def attention_entropy(entropy: np.ndarray, mask: np.ndarray) -> float:
 
 
 def attention_hit_rate(
-  weights: np.ndarray, target: np.ndarray, mask: np.ndarray
+  pick: np.ndarray, target: np.ndarray, mask: np.ndarray
 ) -> float:
   """Share of valid steps whose heaviest location is the target's.
 
@@ -253,7 +253,7 @@ def attention_hit_rate(
   uniform.
 
   Args:
-    weights: `[B, T, N]`.
+    pick: int `[B, T]`, the heaviest location: `weights.argmax(-1)`.
     target: int `[B, T]`, the location; -1 unknown, left out.
     mask: bool `[B, T]`.
 
@@ -261,14 +261,14 @@ def attention_hit_rate(
     A fraction; NaN if no target is known.
 
   Example:
-    >>> w = np.array([[[0.1, 0.9], [0.8, 0.2]]])
-    >>> attention_hit_rate(w, np.array([[1, 1]]), np.ones((1, 2), bool))
+    >>> pick = np.array([[1, 0]])
+    >>> attention_hit_rate(pick, np.array([[1, 1]]), np.ones((1, 2), bool))
     0.5
   """
   known = mask & (target >= 0)
   if not known.any():
     return float('nan')
-  return float(np.mean(weights.argmax(axis=-1)[known] == target[known]))
+  return float(np.mean(pick[known] == target[known]))
 
 
 def boundary_score(

@@ -1,0 +1,1 @@
+"""Recipes: ml_collections configs, `--config=configs/NAME.py`."""

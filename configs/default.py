@@ -1,0 +1,94 @@
+"""Every field of a recipe, with the paper's values unless the comment says not.
+
+Other recipes give differences only. Values are checked once at start, by
+`experiments/config.py`. "Paper" is HM-AN, arXiv 1708.07590.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The paper's recipe for HM-AN with adaptive Gumbel-softmax attention."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # parameters, order of clips, noise; >= 0
+
+  data = config.data = ml_collections.ConfigDict()
+  data.name = 'hmdb51'  # hmdb51, or composite_actions (generated)
+  data.root = ''  # folder with the videos and the split lists
+  data.features = 'efficientnet_lite0'  # feature extractor of videos
+  data.features_dir = ''  # store of features; '' is ~/.cache/hman_jax/features
+  data.split = 1  # official split, 1..3
+  data.num_frames = 60  # T, frames of a training window and of a block
+  data.frame_stride = 1  # take every n-th frame
+  data.validation_fraction = 0.1  # of the training videos, by source video
+  data.num_train = 4096  # clips of composite_actions
+  data.num_validation = 512  # clips of composite_actions
+  data.num_test = 1024  # clips of composite_actions
+
+  model = config.model = ml_collections.ConfigDict()
+  # hm_soft, hm_reinforce, hm_gumbel, hm_gumbel_adaptive, lstm_soft, lstm_mean,
+  # softmax_regression
+  model.name = 'hm_gumbel_adaptive'
+  model.cell = ''  # hm_lstm, lstm, none; '' is what model.name says
+  # soft, reinforce, gumbel, gumbel_adaptive, none; '' is what model.name says
+  model.attention = ''
+  model.initial_state = ''  # zeros, mean_features; '' is what model.name says
+  model.scorer = 'location'  # location (paper, eq. 12), content
+  model.position_code = 'none'  # none, onehot, sincos
+  model.scorer_size = 128  # width of the content scorer
+  model.hidden_size = 512  # H of every layer
+  model.num_layers = 3  # L
+  model.head = 'concat'  # concat (paper), gated_embedding (Chung)
+  model.dropout = 0.0  # on the hidden states that the head reads
+  model.input_dropout = 0.0  # on the attended feature
+  model.attention_temperature = 0.3  # tau of gumbel attention
+  model.boundary = 'gumbel'  # gumbel (paper), straight_through, soft
+  model.boundary_temperature = 0.3  # tau of the boundaries
+  model.boundary_rate = 0.15  # initial rate by the bias; not in the paper
+  model.top_detector = True  # True (paper), False (Chung)
+  model.copied_boundary = 'recompute'  # recompute (paper), zero (Chung)
+  model.layer_norm = False
+  model.output_activation = 'tanh'  # tanh (Chung), identity (printed eq. 3)
+
+  loss = config.loss = ml_collections.ConfigDict()
+  loss.label_smoothing = 0.0
+  loss.reinforce_weight = 1.0  # lambda_r
+  loss.entropy_weight = 0.002  # lambda_e, of reinforce
+  loss.baseline_decay = 0.9  # of the moving reward baseline
+  loss.rewards_to_go = False  # reward of a pick: later steps only
+  loss.num_samples = 1  # draws of the attention that a step averages over
+  loss.doubly_stochastic = 0.0  # weight of Sharma's attention penalty
+  # Weight and target of the boundary rates' penalty, which keeps layers alive.
+  # Not in the paper (0.0), where they die: see the README.
+  loss.boundary_rate_weight = 3.0
+  loss.boundary_rate_target = 0.15
+
+  train = config.train = ml_collections.ConfigDict()
+  train.batch_size = 64
+  train.num_steps = 15_000  # not in the paper
+  train.optimizer = 'adam'  # adam (paper), adamw
+  train.learning_rate = 1e-4
+  train.schedule = 'step'  # step (paper), cosine, constant
+  train.drop_step = 10_000  # step: where the rate drops
+  train.drop_factor = 0.1  # step: by what
+  train.warmup_steps = 0  # linear, before any schedule
+  train.weight_decay = 1e-4  # adamw only
+  train.clip_norm = 1.0  # global norm of the gradient
+  # The boundaries' noise goes from 1 (paper, always) to this over the first
+  # part of the training, so that training ends as evaluation is: deterministic.
+  train.boundary_noise_end = 0.0
+  train.boundary_noise_part = 0.8
+  train.eval_every = 500  # steps between evaluations on validation
+  train.log_every = 20  # steps between records in metrics.jsonl
+  train.log_seconds = 10.0  # between lines on the screen
+
+  evaluation = config.eval = ml_collections.ConfigDict()
+  evaluation.batch_size = 64
+  evaluation.boundary_mode = 'deterministic'  # deterministic, sample
+  evaluation.num_samples = 8  # draws averaged by sample
+  evaluation.boundary_tolerance = 2  # frames, of boundary F1
+
+  checkpoint = config.checkpoint = ml_collections.ConfigDict()
+  checkpoint.every = 500  # steps
+  checkpoint.keep = 3
+  return config

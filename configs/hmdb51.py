@@ -1,0 +1,34 @@
+"""HMDB51, or any subset of its classes: `--config.data.root=FOLDER`.
+
+Below FOLDER: `<class>/<clip>.avi` or `videos/<class>/<clip>.avi`, and the
+official lists in `splits/` or `testTrainMulti_7030_splits/`.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """HM-AN with adaptive Gumbel-softmax attention on HMDB51 split 1."""
+  config = default.get_config()
+  config.data.name = 'hmdb51'
+  config.data.num_frames = 40
+
+  config.model.scorer = 'content'
+  config.model.position_code = 'sincos'
+  config.model.hidden_size = 256
+  config.model.dropout = 0.5
+  config.model.input_dropout = 0.5
+
+  config.train.batch_size = 32
+  config.train.num_steps = 300
+  config.train.optimizer = 'adamw'
+  config.train.learning_rate = 1e-3
+  config.train.schedule = 'cosine'
+  config.train.warmup_steps = 20
+  config.train.eval_every = 50
+
+  config.eval.batch_size = 32
+  config.checkpoint.every = 100
+  return config

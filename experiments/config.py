@@ -1,0 +1,315 @@
+"""The typed schema of a config: names, types, ranges, choices and presets.
+
+`configs/default.py` holds the values and explains them; this table says which
+values a field may have.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from experiments.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """What one field may hold.
+
+  Attributes:
+    type: int, float, bool or str; a float field takes an int as well.
+    low, high: range, None: open-ended.
+    open_low, open_high: whether the ends themselves are excluded.
+    choices: allowed strings, or None.
+  """
+
+  type: type
+  low: float | None = None
+  high: float | None = None
+  open_low: bool = False
+  open_high: bool = False
+  choices: tuple[str, ...] | None = None
+
+  def expected(self) -> str:
+    """The allowed values in words."""
+    if self.choices:
+      return 'one of ' + ', '.join(repr(c) for c in self.choices)
+    text = {int: 'an integer', float: 'a number', bool: 'True or False'}.get(
+      self.type, 'a text'
+    )
+    if self.low is not None:
+      text += f' {">" if self.open_low else ">="} {self.low:g}'
+    if self.high is not None:
+      join = ' and' if self.low is not None else ''
+      text += f'{join} {"<" if self.open_high else "<="} {self.high:g}'
+    return text
+
+  def accepts(self, value: Any) -> bool:
+    """Whether a value has the type and lies in the range."""
+    if self.type is bool:
+      return isinstance(value, bool)
+    if self.type is str:
+      return isinstance(value, str) and (
+        self.choices is None or value in self.choices
+      )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      return False
+    if self.type is int and not isinstance(value, int):
+      return False
+    return math.isfinite(value) and self._in_range(value)
+
+  def _in_range(self, value: float) -> bool:
+    low, high = self.low, self.high
+    above = low is None or value > low or (value == low and not self.open_low)
+    below = (
+      high is None or value < high or (value == high and not self.open_high)
+    )
+    return above and below
+
+
+def _count(low: int = 1) -> Field:
+  return Field(int, low=low)
+
+
+def _choice(*choices: str) -> Field:
+  return Field(str, choices=choices)
+
+
+_POSITIVE = Field(float, low=0, open_low=True)
+_NOT_NEGATIVE = Field(float, low=0)
+_RATE = Field(float, low=0, high=1, open_high=True)
+_FRACTION = Field(float, low=0, high=1)
+_OPEN_FRACTION = Field(float, low=0, high=1, open_low=True, open_high=True)
+
+PRESETS: dict[str, dict[str, str]] = {
+  'lstm_soft': {
+    'cell': 'lstm', 'attention': 'soft', 'initial_state': 'mean_features',
+  },
+  'hm_soft': {
+    'cell': 'hm_lstm', 'attention': 'soft', 'initial_state': 'zeros',
+  },
+  'hm_reinforce': {
+    'cell': 'hm_lstm', 'attention': 'reinforce', 'initial_state': 'zeros',
+  },
+  'hm_gumbel': {
+    'cell': 'hm_lstm', 'attention': 'gumbel', 'initial_state': 'zeros',
+  },
+  'hm_gumbel_adaptive': {
+    'cell': 'hm_lstm', 'attention': 'gumbel_adaptive', 'initial_state': 'zeros',
+  },
+  'lstm_mean': {
+    'cell': 'lstm', 'attention': 'none', 'initial_state': 'mean_features',
+  },
+  'softmax_regression': {
+    'cell': 'none', 'attention': 'none', 'initial_state': 'zeros',
+  },
+}  # fmt: skip
+
+FIELDS: dict[str, Field] = {
+  'seed': Field(int, low=0, high=2**31 - 1),
+  'data.name': _choice('hmdb51', 'composite_actions'),
+  'data.root': Field(str),
+  'data.features': _choice('efficientnet_lite0'),
+  'data.features_dir': Field(str),
+  'data.split': Field(int, low=1, high=3),
+  'data.num_frames': _count(),
+  'data.frame_stride': _count(),
+  'data.validation_fraction': _OPEN_FRACTION,
+  'data.num_train': _count(),
+  'data.num_validation': _count(),
+  'data.num_test': _count(),
+  'model.name': _choice(*PRESETS),
+  'model.cell': _choice('', 'hm_lstm', 'lstm', 'none'),
+  'model.attention': _choice(
+    '', 'soft', 'reinforce', 'gumbel', 'gumbel_adaptive', 'none'
+  ),
+  'model.initial_state': _choice('', 'zeros', 'mean_features'),
+  'model.scorer': _choice('location', 'content'),
+  'model.position_code': _choice('none', 'onehot', 'sincos'),
+  'model.scorer_size': _count(),
+  'model.hidden_size': _count(),
+  'model.num_layers': _count(),
+  'model.head': _choice('concat', 'gated_embedding'),
+  'model.dropout': _RATE,
+  'model.input_dropout': _RATE,
+  'model.attention_temperature': _POSITIVE,
+  'model.boundary': _choice('gumbel', 'straight_through', 'soft'),
+  'model.boundary_temperature': _POSITIVE,
+  'model.boundary_rate': _OPEN_FRACTION,
+  'model.top_detector': Field(bool),
+  'model.copied_boundary': _choice('recompute', 'zero'),
+  'model.layer_norm': Field(bool),
+  'model.output_activation': _choice('tanh', 'identity'),
+  'loss.label_smoothing': _RATE,
+  'loss.reinforce_weight': _NOT_NEGATIVE,
+  'loss.entropy_weight': _NOT_NEGATIVE,
+  'loss.baseline_decay': _FRACTION,
+  'loss.rewards_to_go': Field(bool),
+  'loss.num_samples': _count(),
+  'loss.doubly_stochastic': _NOT_NEGATIVE,
+  'loss.boundary_rate_weight': _NOT_NEGATIVE,
+  'loss.boundary_rate_target': _FRACTION,
+  'train.batch_size': _count(),
+  'train.num_steps': _count(),
+  'train.optimizer': _choice('adam', 'adamw'),
+  'train.learning_rate': _POSITIVE,
+  'train.schedule': _choice('step', 'cosine', 'constant'),
+  'train.drop_step': _count(),
+  'train.drop_factor': Field(float, low=0, high=1, open_low=True),
+  'train.warmup_steps': _count(0),
+  'train.weight_decay': _NOT_NEGATIVE,
+  'train.clip_norm': _POSITIVE,
+  'train.boundary_noise_end': _FRACTION,
+  'train.boundary_noise_part': Field(float, low=0, high=1, open_low=True),
+  'train.eval_every': _count(),
+  'train.log_every': _count(),
+  'train.log_seconds': _NOT_NEGATIVE,
+  'eval.batch_size': _count(),
+  'eval.boundary_mode': _choice('deterministic', 'sample'),
+  'eval.num_samples': _count(),
+  'eval.boundary_tolerance': _count(0),
+  'checkpoint.every': _count(),
+  'checkpoint.keep': _count(),
+}
+
+# Fields that may differ when a run is continued: they change no number of it.
+RESUMABLE = (
+  'checkpoint.every',
+  'checkpoint.keep',
+  'data.features_dir',
+  'data.root',
+  'eval.batch_size',
+  'train.log_every',
+  'train.log_seconds',
+)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def check_flags(argv: Iterable[str]) -> None:
+  """Refuses overrides of unknown fields, before anything is parsed.
+
+  Args:
+    argv: the command line without the program's name.
+
+  Raises:
+    ConfigError: naming the field, with the nearest known one.
+  """
+  for argument in argv:
+    match = re.match(r'--?config\.([^=\s]+)', argument)
+    if match and match[1] not in FIELDS:
+      raise ConfigError(_unknown(match[1], f'flag {argument!r}'))
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks names, types, ranges and combinations.
+
+  Args:
+    config: what a config file returned, with overrides.
+
+  Raises:
+    ConfigError: naming every wrong field, what was expected and what came.
+  """
+  flat = flatten(config.to_dict())
+  problems = [
+    _unknown(name, 'config file') for name in flat if name not in FIELDS
+  ]
+  problems += [
+    f'config.{name}: missing; expected {field.expected()}.'
+    for name, field in FIELDS.items()
+    if name not in flat
+  ]
+  for name, value in flat.items():
+    field = FIELDS.get(name)
+    if field and not field.accepts(value):
+      near = difflib.get_close_matches(str(value), field.choices or (), n=1)
+      hint = f' Did you mean {near[0]!r}?' if near else ''
+      problems.append(
+        f'config.{name}: expected {field.expected()}, got {value!r}.{hint}'
+      )
+  if problems:
+    raise ConfigError('\n'.join(problems))
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Validates, and fills in what `model.name` stands for.
+
+  Args:
+    config: what a config file returned, with overrides.
+
+  Returns:
+    A locked copy in which model.cell, model.attention and model.initial_state
+    are never empty.
+
+  Raises:
+    ConfigError: if a field or a combination is wrong.
+  """
+  validate(config)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for part, value in PRESETS[config.model.name].items():
+      config.model[part] = config.model[part] or value
+  _check_combinations(config)
+  return config.lock()
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+  model = config.model
+  if model.cell == 'none' and model.attention != 'none':
+    raise ConfigError(
+      "config.model.attention: expected 'none' with config.model.cell='none' "
+      f'(softmax regression has no state), got {model.attention!r}.'
+    )
+  if model.boundary == 'soft' and config.eval.boundary_mode == 'sample':
+    raise ConfigError(
+      "config.eval.boundary_mode: 'sample' needs boundaries that are drawn "
+      "(config.model.boundary='gumbel'), got 'soft'."
+    )
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """The config as JSON text, for the working directory."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def differences(old: Mapping, new: Mapping) -> list[str]:
+  """Fields in which two resolved configs differ and a run cannot go on.
+
+  Args:
+    old: the run's config, a nested dict.
+    new: this command's config, a nested dict.
+
+  Returns:
+    One line a field.
+  """
+  old, new = flatten(old), flatten(new)
+  return [
+    f'config.{name}: was {old.get(name)!r}, is {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and name not in RESUMABLE
+  ]
+
+
+def _unknown(name: str, where: str) -> str:
+  last = name.rpartition('.')[2]
+  same_leaf = [f for f in FIELDS if f.rpartition('.')[2] == last]
+  guess = difflib.get_close_matches(name, same_leaf or FIELDS, n=1, cutoff=0.4)
+  hint = f' Did you mean config.{guess[0]}?' if guess else ''
+  return (
+    f'config.{name}: no such field ({where}).{hint} '
+    'All fields are in configs/default.py.'
+  )

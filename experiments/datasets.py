@@ -1,0 +1,84 @@
+"""From a config to the clips of training, validation and test."""
+
+import pathlib
+from typing import NamedTuple
+
+import ml_collections
+
+from data import pipeline
+from data.composite_actions import CompositeActions
+
+
+class Splits(NamedTuple):
+  """The three parts of a data set, each a clip source.
+
+  Attributes:
+    train, validation, test: see `data.pipeline`.
+    preprocessing: how a video becomes features, JSON-able: for the workdir.
+  """
+
+  train: pipeline.ClipSource
+  validation: pipeline.ClipSource
+  test: pipeline.ClipSource
+  preprocessing: dict
+
+
+def load(config: ml_collections.ConfigDict) -> Splits:
+  """Opens the data set of a config, preparing features where missing.
+
+  Args:
+    config: a resolved config.
+
+  Returns:
+    `Splits`, with labels checked.
+
+  Raises:
+    DataError: if the data are missing or wrong.
+  """
+  splits = {
+    'composite_actions': _composite_actions,
+    'hmdb51': _hmdb51,
+  }[config.data.name](config)
+  for source in splits[:3]:
+    pipeline.check_labels(source)
+  return splits
+
+
+def _composite_actions(config) -> Splits:
+  data = config.data
+  sizes = {
+    'train': data.num_train,
+    'validation': data.num_validation,
+    'test': data.num_test,
+  }
+  sources = {
+    split: CompositeActions(split, num_clips=n, seed=0)
+    for split, n in sizes.items()
+  }
+  return Splits(
+    **sources,
+    preprocessing={'features': 'none', 'frame': '7 x 7 cells of 8 x 8 pixels'},
+  )
+
+
+def _hmdb51(config) -> Splits:
+  from data import features, hmdb51  # these need PyAV
+
+  data = config.data
+  dataset = hmdb51.read(data.root, data.split)
+  parts = hmdb51.partition(dataset, data.validation_fraction, config.seed)
+  extractor = features.EXTRACTORS[data.features]()
+  directory = pathlib.Path(data.features_dir or features.default_features_dir())
+  clips = [clip for part in parts for clip in part]
+  paths = features.prepare([c.path for c in clips], extractor, directory)
+  sources = {
+    name: features.VideoFeatures(
+      [c.name for c in part],
+      [paths[c.path] for c in part],
+      [c.label for c in part],
+      class_names=dataset.class_names,
+      identity={**dataset.identity, 'part': name, **extractor.identity},
+    )
+    for name, part in zip(parts._fields, parts)
+  }
+  return Splits(**sources, preprocessing=dict(extractor.identity))

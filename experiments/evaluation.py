@@ -1,0 +1,202 @@
+"""The test protocol: every block of every clip, averaged; and its metrics."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from data import pipeline
+from hman_jax import metrics
+
+CHANCE_SEED = 0  # of the shifts that give the chance level of boundaries
+DEAD_BELOW, DEAD_ABOVE = 0.01, 0.99
+
+
+class Evaluator:
+  """Scores parameters on a clip source; compiled once.
+
+  Args:
+    config: a resolved config.
+    model: from `train.make_model`.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, model):
+    self._config = config
+    self._has_boundaries = config.model.cell == 'hm_lstm'
+    self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
+    self._key = jax.random.key(config.seed)
+
+    @functools.partial(jax.jit, static_argnames='sample')
+    def apply(params, batch, key, sample):
+      keys = _clip_keys(key, batch['clip'], batch['start'])
+      out = model.apply(
+        params,
+        batch['features'],
+        batch['mask'],
+        key=keys if sample else None,
+        deterministic=True,
+        sample_boundaries=sample,
+        boundary_slope=5.0,
+      )
+      shown = {'logits': out.logits}
+      if out.attention is not None:
+        shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
+        shown['entropy'] = out.attention.entropy
+        shown['temperature'] = out.attention.temperature
+      if out.cell is not None and out.cell.z is not None:
+        shown['z'] = out.cell.z
+        shown['operation'] = out.cell.operation
+      return shown
+
+    self._apply = apply
+
+  def score(self, params: Any, source, *, both_modes: bool = False) -> dict:
+    """All metrics of a split, as fractions.
+
+    Args:
+      params: of the model.
+      source: a clip source.
+      both_modes: also the boundary rates of the mode that is not used.
+
+    Returns:
+      Metrics by name, in the mode config.eval.boundary_mode.
+    """
+    sample = self._draws and self._config.eval.boundary_mode == 'sample'
+    num_draws = self._config.eval.num_samples if sample else 1
+    draws = [self._outputs(params, source, sample, n) for n in range(num_draws)]
+    scores = self._score(source, draws)
+    if both_modes and self._draws:
+      other = self._outputs(params, source, not sample, 0)
+      modes = {sample: draws[0], not sample: other}
+      for mode, name in ((False, 'deterministic'), (True, 'sampled')):
+        rates = metrics.boundary_rates(modes[mode]['z'], modes[mode]['mask'])
+        for layer, rate in enumerate(rates, start=1):
+          scores[f'boundary/rate_{layer}_{name}'] = float(rate)
+    return scores
+
+  def _outputs(self, params, source, sample: bool, draw: int) -> dict:
+    """Outputs and truth of all blocks, `[blocks, ...]`, padding rows left out.
+
+    The T-frame blocks of a clip stay rows of their own.
+    """
+    config = self._config
+    batches = pipeline.eval_batches(
+      source,
+      batch_size=config.eval.batch_size,
+      num_frames=config.data.num_frames,
+      frame_stride=config.data.frame_stride,
+    )
+    key = jax.random.fold_in(self._key, draw)
+    parts = []
+    for batch in batches:
+      shown = jax.device_get(self._apply(params, batch, key, sample))
+      real = batch['weight'] > 0
+      truth = {k: v for k, v in batch.items() if k != 'features'}
+      parts.append({k: v[real] for k, v in {**truth, **shown}.items()})
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+  def _score(self, source, draws: list[dict]) -> dict:
+    first, labels = draws[0], np.asarray(source.labels)
+    blocks = np.mean(
+      [metrics.block_probabilities(d['logits'], d['mask']) for d in draws],
+      axis=0,
+    )
+    p = metrics.average_blocks(blocks, first['clip'], len(source))
+    likely = np.maximum(p[np.arange(len(p)), labels], 1e-12)
+    scores = {
+      'loss': float(-np.log(likely).mean()),
+      'acc/top1': metrics.top_k_accuracy(p, labels, 1),
+      'acc/top5': metrics.top_k_accuracy(p, labels, 5),
+      'acc/mean1': metrics.mean_class_accuracy(p, labels),
+      'mAP': metrics.mean_average_precision(p, labels),
+    }
+    if 'pick' in first:
+      scores |= _attention_scores(source, draws)
+    if 'z' in first:
+      scores |= self._boundary_scores(source, draws)
+    return scores
+
+  def _boundary_scores(self, source, draws: list[dict]) -> dict:
+    scores: dict[str, float] = {}
+    mask = draws[0]['mask']
+    tolerance = self._config.eval.boundary_tolerance
+    rates = np.mean(
+      [metrics.boundary_rates(d['z'], mask) for d in draws], axis=0
+    )
+    operations = np.mean(
+      [metrics.operation_rates(d['operation'], mask) for d in draws], axis=0
+    )
+    for layer, rate in enumerate(rates, start=1):
+      scores[f'boundary/rate_{layer}'] = float(rate)
+      for name, share in zip(('copy', 'update', 'flush'), operations[layer - 1]):
+        scores[f'operation/{name}_{layer}'] = float(share)
+    if not source.has_truth:
+      return scores
+    true = draws[0]['boundaries']
+    for layer in range(len(rates)):
+      found = [d['z'][..., layer] > 0.5 for d in draws]
+      name = 'boundary/f1' if layer == 0 else f'boundary/f1_{layer + 1}'
+      rng = np.random.default_rng(CHANCE_SEED)
+      scores[name] = float(
+        np.mean(
+          [metrics.boundary_score(z, true, mask, tolerance).f1 for z in found]
+        )
+      )
+      scores[f'{name}_chance'] = metrics.boundary_chance(
+        found[0], true, mask, tolerance, rng=rng
+      ).f1
+    return scores
+
+
+def _attention_scores(source, draws: list[dict]) -> dict:
+  mask = draws[0]['mask']
+  scores = {
+    'attention/entropy': float(
+      np.mean([metrics.attention_entropy(d['entropy'], mask) for d in draws])
+    ),
+    'attention/temperature': float(
+      np.mean([d['temperature'][mask].mean() for d in draws])
+    ),
+  }
+  if source.has_truth:
+    num_locations = source.feature_shape[0]
+    scores['attention/hit_rate'] = float(
+      np.mean(
+        [metrics.attention_hit_rate(d['pick'], d['target'], mask) for d in draws]
+      )
+    )
+    scores['attention/hit_rate_chance'] = 1.0 / num_locations
+  return scores
+
+
+def _clip_keys(key, clip, start):
+  """One key a block, whatever batch it is in."""
+  per_clip = jax.vmap(jax.random.fold_in, (None, 0))(key, clip)
+  return jax.vmap(jax.random.fold_in)(per_clip, start)
+
+
+def dead_layers(scores: dict) -> list[str]:
+  """Warnings, one for each layer whose boundaries never or always fire.
+
+  Args:
+    scores: from `Evaluator.score`.
+
+  Returns:
+    One line a dead layer.
+  """
+  lines = []
+  for name, rate in sorted(scores.items()):
+    is_rate = name.startswith('boundary/rate_') and name.count('_') == 1
+    if is_rate and not DEAD_BELOW <= rate <= DEAD_ABOVE:
+      layer = name.rpartition('_')[2]
+      lines.append(
+        f'layer {layer} is dead: it finds a boundary in {100 * rate:.1f} % of '
+        'the steps. Try a larger config.loss.boundary_rate_weight, '
+        'config.train.boundary_noise_end=0, or '
+        'config.eval.boundary_mode=sample.'
+      )
+  return lines
+

@@ -1,0 +1,183 @@
+"""What a run says: metrics.jsonl, TensorBoard events, lines on the screen."""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+from tensorboardX import SummaryWriter
+
+_SCREEN = (
+  ('acc/step', 'acc', '{:.3f}'),
+  ('grad_norm', 'grad', '{:.2f}'),
+  ('attention/temperature', 'tau', '{:.2f}'),
+)
+
+
+class RunLog:
+  """Records of a run, in its working directory.
+
+  Args:
+    workdir: the working directory.
+    every: steps between records.
+    seconds: between lines on the screen.
+  """
+
+  def __init__(self, workdir: pathlib.Path, every: int, seconds: float):
+    self._path = workdir / 'metrics.jsonl'
+    self._events = SummaryWriter(str(workdir / 'tensorboard'))
+    self._every = every
+    self._seconds = seconds
+
+  def begin(self, step: int, num_steps: int, batch_size: int) -> None:
+    """Starts at a step; records of later steps, of a lost run, are dropped."""
+    self._drop_after(step)
+    self._num_steps = num_steps
+    self._batch_size = batch_size
+    self._first = self._last_record = step
+    self._started = self._shown = self._recorded = time.perf_counter()
+    self._data_time = 0.0
+
+  def step(
+    self, step: int, metrics: Mapping, *, epoch, lr, data_time: float
+  ) -> None:
+    """Takes the metrics of a training step; records some of them."""
+    self._data_time += data_time
+    if step == self._first + 1:
+      jax.block_until_ready(metrics)
+      now = time.perf_counter()
+      print(f'compiled in {now - self._started:.1f} s', flush=True)
+      self._started = self._recorded = now
+      self._first, self._last_record, self._data_time = step, step, 0.0
+    if step % self._every and step != self._num_steps:
+      return
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    now = time.perf_counter()
+    steps = max(step - self._last_record, 1)
+    values |= {
+      'epoch': float(epoch),
+      'lr': float(lr),
+      'time': (now - self._recorded) / steps,
+      'data_time': self._data_time / steps,
+    }
+    self._record('train', step, values)
+    self._last_record, self._recorded, self._data_time = step, now, 0.0
+    if now - self._shown >= self._seconds or step == self._num_steps:
+      self._shown = now
+      print(self._line(step, values, now), flush=True)
+
+  def evaluation(self, step: int, split: str, scores: Mapping) -> None:
+    """Records and shows scores of a split."""
+    self._record(split, step, dict(scores))
+    shown = [f'top-1 {100 * scores["acc/top1"]:.1f} %']
+    shown.append(f'loss {scores["loss"]:.3f}')
+    if 'boundary/rate_1' in scores:
+      shown.append('boundary rates ' + _rates(scores))
+    if 'attention/hit_rate' in scores:
+      shown.append(f'hit rate {scores["attention/hit_rate"]:.3f}')
+    print(f'step {step}: {split}: ' + ', '.join(shown), flush=True)
+    self._recorded = time.perf_counter()  # evaluation is no step's time
+
+  def last_train(self) -> dict[str, float]:
+    """The last training record."""
+    records = map(json.loads, self._path.read_text().splitlines())
+    return [r for r in records if r['mode'] == 'train'][-1]
+
+  def close(self) -> None:
+    """Writes what is still in memory."""
+    self._events.close()
+
+  def _record(self, mode: str, step: int, values: dict) -> None:
+    record = {'mode': mode, 'step': step, **values}
+    with self._path.open('a') as file:
+      file.write(json.dumps(record) + '\n')
+    for name, value in values.items():
+      self._events.add_scalar(f'{mode}/{name}', value, step)
+    self._events.flush()
+
+  def _line(self, step: int, values: Mapping, now: float) -> str:
+    speed = (step - self._first) / max(now - self._started, 1e-9)
+    left = (self._num_steps - step) / speed if speed else 0.0
+    parts = [f'step {step}/{self._num_steps}', f'loss {values["loss"]:.3f}']
+    for name, label, form in _SCREEN:
+      if name in values:
+        parts.append(f'{label} {form.format(values[name])}')
+    if 'boundary/rate_1' in values:
+      parts.append('z ' + _rates(values))
+    parts.append(f'{speed * self._batch_size:.0f} clips/s')
+    parts.append(f'ETA {int(left // 60)}:{int(left % 60):02d}')
+    return '  '.join(parts)
+
+  def _drop_after(self, step: int) -> None:
+    if not self._path.exists():
+      return
+    kept = [
+      line
+      for line in self._path.read_text().splitlines()
+      if _step_of(line) <= step
+    ]
+    temporary = self._path.with_suffix('.tmp')
+    temporary.write_text(''.join(line + '\n' for line in kept))
+    temporary.replace(self._path)
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError):  # torn by a kill
+    return float('inf')
+
+
+def _rates(values: Mapping, suffix: str = '') -> str:
+  rates = []
+  layer = 1
+  while f'boundary/rate_{layer}{suffix}' in values:
+    rates.append(f'{values[f"boundary/rate_{layer}{suffix}"]:.2f}')
+    layer += 1
+  return '/'.join(rates)
+
+
+def table(title: str, scores: Mapping, notes: list[str]) -> str:
+  """The final table, as text.
+
+  Args:
+    title: what was scored.
+    scores: from `evaluation.Evaluator.score`.
+    notes: lines below the table.
+
+  Returns:
+    Text of several lines.
+  """
+  rows = []
+
+  def percent(label, name, chance=None):
+    if name in scores:
+      beside = f'{100 * chance:.1f}' if chance is not None else ''
+      rows.append((label, f'{100 * scores[name]:.1f}', beside))
+
+  num_classes = scores['num_classes']
+  percent('top-1 accuracy', 'acc/top1', 1 / num_classes)
+  percent('top-5 accuracy', 'acc/top5', min(5 / num_classes, 1.0))
+  percent('mean class accuracy', 'acc/mean1', 1 / num_classes)
+  percent('mean average precision', 'mAP')
+  percent(
+    'attention hit rate',
+    'attention/hit_rate',
+    scores.get('attention/hit_rate_chance'),
+  )
+  layer = 1
+  while f'boundary/rate_{layer}' in scores:
+    f1 = 'boundary/f1' if layer == 1 else f'boundary/f1_{layer}'
+    percent(f'boundary F1, layer {layer}', f1, scores.get(f'{f1}_chance'))
+    layer += 1
+  for layer in range(1, layer):
+    name = f'boundary/rate_{layer}'
+    percent(f'boundary rate, layer {layer}: evaluation', name)
+    percent('  deterministic', f'{name}_deterministic')
+    percent('  sampled', f'{name}_sampled')
+    percent('  in training, at the end', f'{name}_train')
+  width = max(len(r[0]) for r in rows)
+  lines = [title, '', f'{"":{width}}  {"%":>6}  {"chance":>6}']
+  lines += [f'{a:{width}}  {b:>6}  {c:>6}' for a, b, c in rows]
+  return '\n'.join(lines + ([''] + notes if notes else []))
