@@ -38,13 +38,15 @@ class RunLog:
     self._first = self._last_record = step
     self._started = self._shown = self._recorded = time.perf_counter()
     self._data_time = 0.0
+    self._compiled = False
 
   def step(
     self, step: int, metrics: Mapping, *, epoch, lr, data_time: float
   ) -> None:
     """Takes the metrics of a training step; records some of them."""
     self._data_time += data_time
-    if step == self._first + 1:
+    if not self._compiled:
+      self._compiled = True
       jax.block_until_ready(metrics)
       now = time.perf_counter()
       print(f'compiled in {now - self._started:.1f} s', flush=True)
