@@ -94,9 +94,10 @@ class Attention(nn.Module):
     """
     if self.scorer == 'location':
       return None
-    projected = self.feature_projection(features.astype(jnp.float32))
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    projected = self.feature_projection(features.astype(dtype))
     if self.code.shape[-1]:
-      where = self.position_projection(jnp.asarray(self.code))
+      where = self.position_projection(jnp.asarray(self.code, dtype))
       projected += where.reshape((1,) * (projected.ndim - 2) + where.shape)
     return projected
 
@@ -169,7 +170,8 @@ class Attention(nn.Module):
     """The mean of feature and code under `weights` `[B, N]`: `[B, D + P]`."""
     features = features.astype(weights.dtype)
     context = jnp.einsum('...n,...nd->...d', weights, features)
-    return jnp.concatenate([context, weights @ self.code], axis=-1)
+    code = jnp.asarray(self.code, weights.dtype)
+    return jnp.concatenate([context, weights @ code], axis=-1)
 
   def picked(self, features: Array, weights: Array, pick: Array) -> Array:
     """Feature and code of one location, read by gather: `[B, D + P]`.

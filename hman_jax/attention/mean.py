@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from hman_jax import stochastic
 from hman_jax.attention.base import Attention, AttentionOutput
+from hman_jax.attention.position import position_code
 
 
 class Mean(Attention):
@@ -17,6 +18,10 @@ class Mean(Attention):
     >>> Mean(num_locations=4).apply({}, x, h).weights[0].tolist()
     [0.25, 0.25, 0.25, 0.25]
   """
+
+  def setup(self):
+    """The position code only: there is nothing to score with."""
+    self.code = position_code(self.position_code, self.num_locations)
 
   def project(self, features):
     """Nothing to project."""

@@ -9,7 +9,7 @@ _NUM_FREQUENCIES = 3
 
 
 def _onehot(row: np.ndarray, column: np.ndarray, side: int) -> np.ndarray:
-  eye = np.eye(side, dtype=np.float32)
+  eye = np.eye(side)
   return np.concatenate([eye[row], eye[column]], axis=-1)
 
 
@@ -19,12 +19,12 @@ def _sincos(row: np.ndarray, column: np.ndarray, side: int) -> np.ndarray:
     for j in range(_NUM_FREQUENCIES):
       phase = np.pi * 2.0**j * coordinate / side
       waves += [np.sin(phase), np.cos(phase)]
-  return np.stack(waves, axis=-1).astype(np.float32)
+  return np.stack(waves, axis=-1)
 
 
 def _none(row: np.ndarray, column: np.ndarray, side: int) -> np.ndarray:
   del column, side
-  return np.zeros((row.size, 0), np.float32)
+  return np.zeros((row.size, 0))
 
 
 POSITION_CODES: dict[str, Callable[..., np.ndarray]] = {
@@ -49,7 +49,7 @@ def position_code(name: str, num_locations: int) -> np.ndarray:
     num_locations: N, a square number unless `name` is 'none'.
 
   Returns:
-    float32 array `[N, P]`.
+    float64 array `[N, P]`, to be cast where it is used.
 
   Raises:
     ValueError: if N is not a square, or the name is unknown.
