@@ -1,0 +1,112 @@
+"""The schema of configs: typos, types, ranges, presets."""
+
+import math
+
+import pytest
+
+from configs import default, hmdb51, quickstart
+from experiments import config as config_lib
+from experiments.errors import ConfigError
+
+RECIPES = (default, quickstart, hmdb51)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_recipes_are_valid_and_complete(recipe):
+  config = config_lib.resolve(recipe.get_config())
+  assert set(config_lib.flatten(config.to_dict())) == set(config_lib.FIELDS)
+  assert config.model.cell and config.model.attention
+  assert config.is_locked
+
+
+@pytest.mark.parametrize('name', config_lib.PRESETS)
+def test_presets(name):
+  config = quickstart.get_config()
+  config.model.name = name
+  model = config_lib.resolve(config).model
+  assert {k: model[k] for k in config_lib.PRESETS[name]} == (
+    config_lib.PRESETS[name]
+  )
+
+
+def test_a_part_overrides_the_preset():
+  config = quickstart.get_config()
+  config.model.name = 'lstm_soft'
+  config.model.attention = 'reinforce'
+  model = config_lib.resolve(config).model
+  assert (model.cell, model.attention) == ('lstm', 'reinforce')
+
+
+BAD = [
+  ('seed', -1), ('seed', 1.5), ('seed', True), ('data.split', 4),
+  ('data.num_frames', 0), ('data.validation_fraction', 1.0),
+  ('model.name', 'hm_sofft'), ('model.attention', 'gumble'),
+  ('model.dropout', 1.0), ('model.dropout', math.nan), ('model.hidden_size', 0),
+  ('model.boundary_temperature', 0.0), ('model.top_detector', 1),
+  ('train.learning_rate', math.nan), ('train.learning_rate', math.inf),
+  ('train.learning_rate', -1.0), ('train.learning_rate', 0.0),
+  ('train.batch_size', 0), ('train.num_steps', -1), ('train.clip_norm', 'one'),
+  ('loss.baseline_decay', 1.5), ('eval.boundary_mode', 'both'),
+  ('checkpoint.every', 0), ('checkpoint.keep', 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'value'), BAD)
+def test_bad_values_are_named(name, value):
+  config = quickstart.get_config()
+  section, _, leaf = name.rpartition('.')
+  target = config[section] if section else config
+  with target.ignore_type():
+    target[leaf] = value
+  with pytest.raises(ConfigError, match=rf'config\.{name}: expected .*got'):
+    config_lib.resolve(config)
+
+
+def test_all_problems_are_told_at_once():
+  config = quickstart.get_config()
+  config.model.hiden_size = 3
+  config.seed = -1
+  del config.train.optimizer
+  with pytest.raises(ConfigError) as error:
+    config_lib.resolve(config)
+  text = str(error.value)
+  assert 'config.model.hiden_size: no such field' in text
+  assert 'Did you mean config.model.hidden_size?' in text
+  assert 'config.seed: expected' in text
+  assert 'config.train.optimizer: missing' in text
+
+
+@pytest.mark.parametrize(
+  ('typo', 'meant'),
+  [
+    ('modle.name', 'model.name'),
+    ('model.atention', 'model.attention'),
+    ('train.learning_rte', 'train.learning_rate'),
+    ('hidden_size', 'model.hidden_size'),
+    ('train.batchsize', 'train.batch_size'),
+    ('checkpoint.evry', 'checkpoint.every'),
+  ],
+)
+def test_typos_in_flags_are_refused_with_a_suggestion(typo, meant):
+  with pytest.raises(ConfigError, match=rf'Did you mean config\.{meant}\?'):
+    config_lib.check_flags(['--config=x.py', f'--config.{typo}=1'])
+  config_lib.check_flags([f'--config.{meant}=1'])
+
+
+def test_combinations():
+  config = quickstart.get_config()
+  config.model.name = 'softmax_regression'
+  config.model.attention = 'soft'
+  with pytest.raises(ConfigError, match=r'config\.model\.attention'):
+    config_lib.resolve(config)
+
+
+def test_differences_leave_out_what_does_not_matter():
+  old = config_lib.resolve(quickstart.get_config()).to_dict()
+  config = quickstart.get_config()
+  config.checkpoint.keep = 9
+  config.train.batch_size = 8
+  new = config_lib.resolve(config).to_dict()
+  assert config_lib.differences(old, new) == [
+    'config.train.batch_size: was 32, is 8'
+  ]
