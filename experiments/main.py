@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     )
   if _CONFIG.value is None:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
-  config = config_lib.resolve(_CONFIG.value)
+  config = config_lib.resolve(_config())
   workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
   _claim(workdir, config)
 
@@ -57,6 +57,16 @@ def main(argv: list[str]) -> None:
   print(f'\n{text}\n\nmetrics: {workdir / "metrics.json"}')
   log.close()
   checkpoints.close()
+
+
+def _config():
+  """What the config file returned; a file that fails is the user's."""
+  try:
+    config = _CONFIG.value
+    config.to_dict()
+  except Exception as e:
+    raise HmanError(f'--config: {e}') from e
+  return config
 
 
 def _default_workdir() -> str:

@@ -74,6 +74,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
     initial_state=model.initial_state,
     input_dropout=model.input_dropout,
     dropout=model.dropout,
+    feature_norm=model.feature_norm,
   )
 
 
@@ -229,7 +230,7 @@ def make_train_step(
     baseline = stochastic.update_baseline(
       state.baseline, mean(jnp.mean(rewards)), loss_config.baseline_decay
     )
-    metrics['grad_norm'] = optax.global_norm(gradient)
+    metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
     state = TrainState(
       step=state.step + 1,

@@ -6,6 +6,7 @@ from typing import Any
 from hman_jax import attention as attentions
 from hman_jax.cells import CELLS
 from hman_jax.cells.base import check_choice
+from hman_jax.models.features import FEATURE_NORMS
 from hman_jax.models.heads import HEADS, Concat, GatedEmbedding, Head
 from hman_jax.models.recogniser import (
   INITIAL_STATES,
@@ -28,6 +29,7 @@ def create(
   initial_state: str = 'zeros',
   input_dropout: float = 0.0,
   dropout: float = 0.0,
+  feature_norm: str = 'none',
 ) -> Recogniser | SoftmaxRegression:
   """Assembles a recogniser from named parts.
 
@@ -45,6 +47,7 @@ def create(
     initial_state: 'zeros' or 'mean_features'.
     input_dropout: dropout rate on the attended feature, in [0, 1).
     dropout: dropout rate before the head, in [0, 1).
+    feature_norm: 'none' or 'layer'.
 
   Returns:
     A `Recogniser`, or a `SoftmaxRegression` for cell='none'.
@@ -65,13 +68,14 @@ def create(
   check_choice('attention', attention, tuple(attentions.ATTENTIONS))
   check_choice('head', head, tuple(HEADS))
   check_choice('initial_state', initial_state, INITIAL_STATES)
+  check_choice('feature_norm', feature_norm, FEATURE_NORMS)
   if cell == 'none':
     if attention != 'none':
       raise ValueError(
         f"attention: expected 'none' with cell='none', got {attention!r}: "
         'softmax regression has no state to attend from.'
       )
-    return SoftmaxRegression(num_classes, input_dropout)
+    return SoftmaxRegression(num_classes, input_dropout, feature_norm)
   return Recogniser(
     num_classes=num_classes,
     cell=CELLS[cell](hidden_sizes=tuple(hidden_sizes), **(cell_options or {})),
@@ -80,10 +84,12 @@ def create(
     initial_state=initial_state,
     input_dropout=input_dropout,
     dropout=dropout,
+    feature_norm=feature_norm,
   )
 
 
 __all__ = [
+  'FEATURE_NORMS',
   'HEADS',
   'INITIAL_STATES',
   'Concat',

@@ -10,6 +10,7 @@ from hman_jax import stochastic
 from hman_jax.attention import Attention, AttentionOutput
 from hman_jax.cells import Cell
 from hman_jax.models import heads
+from hman_jax.models.features import normalise
 from hman_jax.types import Array, Key
 from hman_jax.unroll import unroll
 
@@ -55,6 +56,7 @@ class Recogniser:
       1511.04119).
     input_dropout: dropout rate on x_t, in [0, 1).
     dropout: dropout rate on the hidden states that the head reads, in [0, 1).
+    feature_norm: 'none' or 'layer' (see `features.normalise`).
 
   Example:
     >>> import jax
@@ -73,6 +75,7 @@ class Recogniser:
   initial_state: str = 'zeros'
   input_dropout: float = 0.0
   dropout: float = 0.0
+  feature_norm: str = 'none'
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features of this shape.
@@ -154,6 +157,7 @@ class Recogniser:
     if sample_boundaries is None:
       sample_boundaries = not deterministic
     self._check_key(key, deterministic)
+    features = normalise(features, self.feature_norm)
     if state is None:
       state = self._first_state(params, features, mask)
     inputs = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from hman_jax import stochastic
 from hman_jax.models import heads
+from hman_jax.models.features import normalise
 from hman_jax.models.recogniser import RecogniserOutput
 from hman_jax.types import Array, Key
 from hman_jax.unroll import unroll
@@ -22,6 +23,7 @@ class SoftmaxRegression:
   Attributes:
     num_classes: C.
     input_dropout: dropout rate on vec(X_t), in [0, 1).
+    feature_norm: 'none' or 'layer' (see `features.normalise`).
 
   Example:
     >>> import jax
@@ -34,6 +36,7 @@ class SoftmaxRegression:
 
   num_classes: int
   input_dropout: float = 0.0
+  feature_norm: str = 'none'
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features `[B, T, N, D]`: `{'params': ...}`."""
@@ -72,6 +75,7 @@ class SoftmaxRegression:
       ValueError: if a key is missing where noise is drawn.
     """
     del mask, unused
+    features = normalise(features, self.feature_norm)
     x = features.reshape(*features.shape[:2], -1).astype(jnp.float32)
     if self.input_dropout and not deterministic:
       if key is None:

@@ -1,0 +1,307 @@
+"""The training step on one and several devices, and whole runs."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from configs import quickstart
+from data.composite_actions import CompositeActions
+from data.pipeline import train_batches
+from experiments import config as config_lib
+from experiments import evaluation, train
+from experiments.checkpoint import Checkpoints
+from experiments.reporting import RunLog
+
+ROOT = pathlib.Path(__file__).parent.parent
+NUM_DEVICES = 4
+TINY = {
+  'data.num_train': 24,
+  'data.num_validation': 8,
+  'data.num_test': 8,
+  'data.num_frames': 12,
+  'model.hidden_size': 8,
+  'model.scorer_size': 8,
+  'train.batch_size': 8,
+  'train.num_steps': 6,
+  'train.warmup_steps': 0,
+  'train.eval_every': 3,
+  'train.log_every': 1,
+  'checkpoint.every': 2,
+  'eval.batch_size': 8,
+}
+
+
+def _config(**changes):
+  config = quickstart.get_config()
+  config.update_from_flattened_dict({**TINY, **changes})
+  return config_lib.resolve(config)
+
+
+def _source():
+  return CompositeActions('train', num_clips=24)
+
+
+def _setup(config):
+  source = _source()
+  model = train.make_model(config, 8, source.feature_shape)
+  optimizer = train.make_optimizer(config.train)
+  state = train.init_state(config, model, optimizer, source.feature_shape)
+  step = train.make_train_step(config, model, optimizer, steps_per_epoch=3.0)
+  batches = train_batches(
+    source, batch_size=8, num_frames=config.data.num_frames, seed=0
+  )
+  return state, step, [next(batches) for _ in range(4)]
+
+
+def _run(config, devices):
+  """4 steps with the batch spread over a mesh of some devices."""
+  state, step, batches = _setup(config)
+  mesh = jax.make_mesh(
+    (devices,),
+    ('data',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+  state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+  key = jax.device_put(
+    jax.random.key(0), NamedSharding(mesh, PartitionSpec())
+  )
+  step = jax.jit(step)
+  for batch in batches:
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
+    state, metrics = step(state, batch, key)
+  return jax.device_get((state, metrics))
+
+
+def _run_pmap(config):
+  state, step, batches = _setup(config)
+  split = lambda x: x.reshape(NUM_DEVICES, -1, *x.shape[1:])
+  copies = lambda x: jnp.broadcast_to(x, (NUM_DEVICES, *x.shape))
+  state = jax.tree.map(copies, state)
+  parallel = jax.pmap(
+    lambda s, b, k: step(s, b, k, axis_name='data'),
+    axis_name='data',
+    in_axes=(0, 0, None),
+  )
+  for batch in batches:
+    state, metrics = parallel(
+      state, jax.tree.map(split, batch), jax.random.key(0)
+    )
+  return jax.tree.map(lambda x: np.asarray(x)[0], (state, metrics))
+
+
+@pytest.mark.parametrize('name', ['hm_gumbel_adaptive', 'hm_reinforce'])
+def test_mesh_and_pmap_equal_one_device(name):
+  config = _config(**{'model.name': name, 'model.dropout': 0.2})
+  one, _ = _run(config, 1)
+  four, _ = _run(config, NUM_DEVICES)
+  mapped, _ = _run_pmap(config)
+  chex.assert_trees_all_close(four, one, atol=1e-5)
+  chex.assert_trees_all_close(mapped, one, atol=1e-5)
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()), one.params, _setup(config)[0].params
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize('name', config_lib.PRESETS)
+def test_presets_train_and_are_scored(name):
+  config = _config(**{'model.name': name, 'loss.doubly_stochastic': 0.01})
+  state, metrics = _run(config, 1)
+  chex.assert_tree_all_finite(state.params)
+  chex.assert_tree_all_finite(metrics)
+  source = CompositeActions('test', num_clips=8)
+  model = train.make_model(config, 8, source.feature_shape)
+  scores = evaluation.Evaluator(config, model).score(
+    state.params, source, both_modes=True
+  )
+  for metric in ('acc/top1', 'acc/top5', 'acc/mean1', 'mAP'):
+    assert 0 <= scores[metric] <= 1
+  assert ('boundary/f1' in scores) == name.startswith('hm_')
+  assert ('boundary/rate_3_sampled' in scores) == name.startswith('hm_')
+  assert ('attention/hit_rate' in scores) == (name != 'softmax_regression')
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'model.boundary': 'straight_through'},
+    {'model.boundary': 'soft'},
+    {'model.head': 'gated_embedding', 'model.layer_norm': True},
+    {'model.top_detector': False, 'model.copied_boundary': 'zero'},
+    {'model.attention': 'reinforce', 'loss.rewards_to_go': True},
+    {'model.attention': 'reinforce', 'loss.num_samples': 3},
+    {'loss.label_smoothing': 0.1, 'train.optimizer': 'adam'},
+    {'train.schedule': 'step', 'train.warmup_steps': 2},
+    {'eval.boundary_mode': 'sample', 'eval.num_samples': 2},
+  ],
+)
+def test_options_train(options):
+  state, metrics = _run(_config(**options), 1)
+  chex.assert_tree_all_finite((state.params, metrics))
+
+
+def test_the_baseline_moves_and_the_rate_penalty_pulls():
+  config = _config(**{'model.name': 'hm_reinforce'})
+  state, _ = _run(config, 1)
+  assert float(state.baseline) < -0.1
+  pulled = {}
+  for target in (0.05, 0.9):
+    config = _config(
+      **{
+        'loss.boundary_rate_target': target,
+        'loss.boundary_rate_weight': 1000.0,
+        'train.learning_rate': 0.05,
+      }
+    )
+    state, _ = _run(config, 1)
+    layers = state.params['params']['cell'].layers
+    pulled[target] = np.mean([layer.bias_z for layer in layers])
+  assert pulled[0.05] < pulled[0.9] - 0.1
+
+
+def test_schedules():
+  paper = quickstart.get_config().train
+  paper.update(
+    schedule='step', learning_rate=1e-4, drop_step=10_000, warmup_steps=0
+  )
+  rate = train.learning_rate(paper)
+  assert float(rate(9_999)) == pytest.approx(1e-4)
+  assert float(rate(10_001)) == pytest.approx(1e-5)
+  paper.update(boundary_noise_end=0.0, boundary_noise_part=0.5, num_steps=100)
+  noise = [float(train.boundary_noise(paper, s)) for s in (0, 25, 50, 99)]
+  assert noise == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+def test_dead_layers_are_told():
+  scores = {
+    'boundary/rate_1': 0.0,
+    'boundary/rate_2': 0.5,
+    'boundary/rate_3': 1.0,
+    'boundary/rate_2_sampled': 0.0,
+  }
+  lines = evaluation.dead_layers(scores)
+  assert [line.split()[1] for line in lines] == ['1', '3']
+
+
+def test_a_best_checkpoint_is_the_later_of_equals(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  state = {'x': jnp.arange(3.0)}
+  for step, score in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
+    checkpoints.save_best(step, {'x': state['x'] + step}, score)
+    checkpoints.save(step, {'x': state['x'] + step})
+  assert checkpoints.best_score() == (3, 0.7)
+  chex.assert_trees_all_equal(
+    checkpoints.restore_best(state)['x'], state['x'] + 3
+  )
+  assert checkpoints.latest_step() == 4
+  checkpoints.close()
+
+
+def test_records_of_a_lost_run_are_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [json.dumps({'mode': 'train', 'step': s}) for s in (1, 2, 3)]
+  path.write_text('\n'.join(lines) + '\n{"mode": "tra')
+  log = RunLog(tmp_path, every=1, seconds=0)
+  log.begin(2, 5, 8)
+  log.close()
+  assert [json.loads(x)['step'] for x in path.read_text().splitlines()] == [1, 2]
+
+
+# --- the program ------------------------------------------------------------
+
+
+def _main(tmp_path, *arguments, **changes):
+  flags = [f'--config.{k}={v}' for k, v in {**TINY, **changes}.items()]
+  environment = {
+    **os.environ,
+    'XDG_CACHE_HOME': str(tmp_path / 'cache'),
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '',
+  }
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.main', *arguments, *flags],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+QUICKSTART = '--config=configs/quickstart.py'
+
+
+def _records(workdir, mode='train'):
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [r for r in lines if r['mode'] == mode]
+
+
+def test_a_run_leaves_what_is_needed_and_goes_on_exactly(tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  done = _main(tmp_path, QUICKSTART, f'--workdir={whole}')
+  assert done.returncode == 0, done.stderr
+  assert 'top-1 accuracy' in done.stdout and 'chance' in done.stdout
+  scores = json.loads((whole / 'metrics.json').read_text())
+  assert {'acc/top1', 'acc/mean1', 'mAP', 'boundary/f1', 'attention/hit_rate',
+          'boundary/rate_1'} <= set(scores['test'])  # fmt: skip
+  assert len((whole / 'label_map.txt').read_text().splitlines()) == 8
+  assert json.loads((whole / 'config.json').read_text())['seed'] == 0
+  assert json.loads((whole / 'data.json').read_text())['feature_shape'] == [
+    49, 64,
+  ]  # fmt: skip
+  assert list((whole / 'tensorboard').iterdir())
+  assert [r['step'] for r in _records(whole)] == [1, 2, 3, 4, 5, 6]
+
+  # A run stopped at step 4, after its checkpoint: what the disk then held.
+  state_at = lambda d, s: d / 'checkpoints' / str(s)
+  done = _main(tmp_path, QUICKSTART, f'--workdir={parts}')
+  assert done.returncode == 0, done.stderr
+  for path in (state_at(parts, 6), parts / 'best' / '6'):
+    subprocess.run(['rm', '-rf', str(path)], check=True)
+  resumed = _main(tmp_path, QUICKSTART, f'--workdir={parts}')
+  assert resumed.returncode == 0, resumed.stderr
+  losses = lambda d: [(r['step'], r['loss']) for r in _records(d)]
+  assert losses(parts) == losses(whole)
+
+  again = _main(tmp_path, QUICKSTART, f'--workdir={whole}')
+  assert again.returncode == 0 and 'already complete at step 6' in again.stdout
+  other = _main(
+    tmp_path, QUICKSTART, f'--workdir={whole}', **{'train.batch_size': 4}
+  )
+  assert other.returncode == 2
+  assert 'config.train.batch_size: was 8, is 4' in other.stderr
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((QUICKSTART, '--config.modle.name=x'), 'Did you mean config.model.name?'),
+    ((QUICKSTART, '--config.model.name=hm_sofft'), "Did you mean 'hm_soft'?"),
+    ((QUICKSTART, '--config.train.learning_rate=nan'), 'learning_rate: expect'),
+    ((QUICKSTART, '--config.train.num_steps=many'), 'command line: '),
+    ((QUICKSTART, '--wordkir=x'), 'command line: '),
+    ((QUICKSTART, 'stray'), 'no positional arguments'),
+    (('--config=configs/none.py',), '--config: '),
+    ((), '--config: missing'),
+    (('--config=configs/hmdb51.py',), 'hmdb51_org.rar'),
+  ],
+)
+def test_mistakes_end_in_one_message(tmp_path, arguments, message):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.main',
+     f'--workdir={tmp_path}/run', *arguments],
+    cwd=ROOT, capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
