@@ -7,3 +7,7 @@ class DataError(ValueError):
 
 class VideoError(DataError):
   """A video cannot be decoded; the message names the file."""
+
+
+class StoppedError(DataError):
+  """The caller asked to stop; what is done so far is kept."""

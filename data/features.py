@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from data.efficientnet_lite0 import EfficientNetLite0
-from data.errors import DataError, VideoError
+from data.errors import DataError, StoppedError, VideoError
 from data.videos import decode
 
 _PROGRESS_SECONDS = 5.0
@@ -78,38 +78,46 @@ def prepare(
     extractor: from `EXTRACTORS`.
     features_dir: the store; made if missing.
     progress: print a line every few seconds.
-    should_stop: asked between videos; when true the pass ends early.
+    should_stop: asked after each video; when true, the pass ends there.
 
   Returns:
     For each video, its .npy file, float16 `[T, N, D]`.
 
   Raises:
-    DataError: after the whole pass, naming every video that cannot be decoded,
-      or at once if the store cannot be written.
+    DataError: after the whole pass, naming every video that cannot be read or
+      decoded, or at once if the store cannot be written.
+    StoppedError: if `should_stop` said so.
   """
-  videos = list(videos)
-  folder = _open_store(pathlib.Path(features_dir), extractor)
-  paths = {v: folder / f'{_sha256(v)}.npy' for v in videos}
+  videos = [pathlib.Path(v) for v in videos]
+  folder = _open_store(pathlib.Path(features_dir).expanduser(), extractor)
+  paths: dict[pathlib.Path, pathlib.Path] = {}
+  bad: list[VideoError] = []
+  for video in videos:
+    try:
+      paths[video] = folder / f'{_sha256(video)}.npy'
+    except VideoError as e:
+      bad.append(e)
   missing = list({p: v for v, p in paths.items() if not p.exists()}.values())
-  if not missing:
-    return paths
-  report = _Progress(len(missing), folder) if progress else None
-  bad = []
+  report = _Progress(len(missing), folder) if progress and missing else None
   for video, frames in _decoded(missing, extractor.image_size):
     if isinstance(frames, VideoError):
       bad.append(frames)
-      continue
-    _write(paths[video], extractor.extract(frames))
+    else:
+      _write(paths[video], extractor.extract(frames))
     if report:
-      report.add(len(frames))
-    if should_stop is not None and should_stop():
-      raise DataError(
-        'stopped while preparing features; the same command goes on from here.'
-      )
+      report.add(0 if isinstance(frames, VideoError) else len(frames))
+    _poll(should_stop)
   if bad:
     listed = '\n  '.join(str(e) for e in bad)
     raise DataError(f'{len(bad)} of {len(videos)} videos are bad:\n  {listed}')
   return paths
+
+
+def _poll(should_stop: Callable[[], bool] | None) -> None:
+  if should_stop is not None and should_stop():
+    raise StoppedError(
+      'stopped while preparing features; the same command goes on from here.'
+    )
 
 
 def _open_store(features_dir: pathlib.Path, extractor: Extractor):
@@ -119,11 +127,14 @@ def _open_store(features_dir: pathlib.Path, extractor: Extractor):
   folder = features_dir / f'{extractor.identity["extractor"]}-{digest}'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'identity.json').write_text(identity + '\n')
+    if not (folder / 'identity.json').exists():
+      temporary = folder / f'.identity.{os.getpid()}.tmp'
+      temporary.write_text(identity + '\n')
+      temporary.replace(folder / 'identity.json')
   except OSError as e:
     raise DataError(
-      f'{folder}: cannot write features here: {e.strerror}. Give a folder by '
-      '--config.data.features_dir.'
+      f'{folder}: cannot write features here: {e.strerror or e}. Give another '
+      'folder by --config.data.features_dir.'
     ) from e
   return folder
 
@@ -166,7 +177,7 @@ def _write(path: pathlib.Path, features: np.ndarray) -> None:
     temporary.replace(path)
   except OSError as e:
     temporary.unlink(missing_ok=True)
-    raise DataError(f'{path}: cannot write features: {e.strerror}.') from e
+    raise DataError(f'{path}: cannot write features: {e.strerror or e}.') from e
 
 
 class _Progress:
@@ -244,7 +255,7 @@ class VideoFeatures:
   def _open(self, index: int) -> np.ndarray:
     path = self._paths[index]
     try:
-      features = np.load(path, mmap_mode='r', allow_pickle=False)
+      features = np.lib.format.open_memmap(path, mode='r')
     except (OSError, ValueError) as e:
       raise DataError(
         f'{path}: damaged features ({e}). Delete the file and run again.'

@@ -16,17 +16,18 @@ from data.errors import DataError
 UNUSED, TRAIN, TEST = 0, 1, 2
 NUM_SPLITS = 3
 VIDEO_SUFFIX = '.avi'
-_SPLIT_FOLDERS = ('splits', 'testTrainMulti_7030_splits')
+_SPLIT_FOLDERS = ('splits', 'testTrainMulti_7030_splits', 'test_train_splits')
 _MAX_LISTED = 10
 
 _HOW_TO_GET = """\
-HMDB51 is not at config.data.root={root!r}.
+HMDB51 is not at config.data.root={root!r}: no <class>_test_split{split}.txt.
   1. Get the videos (hmdb51_org.rar) and the splits (test_train_splits.rar) from
      https://serre.lab.brown.edu/hmdb51.html
   2. Unpack both, and the 51 .rar files inside the first, to this layout:
        ROOT/<class>/<clip>.avi     or ROOT/videos/<class>/<clip>.avi
-       ROOT/testTrainMulti_7030_splits/<class>_test_split1.txt   or ROOT/splits/
-  3. python -m experiments.main --config=configs/hmdb51.py --config.data.root=ROOT
+       ROOT/testTrainMulti_7030_splits/<class>_test_split1.txt, or ROOT/splits/
+  3. Run python -m experiments.main --config=configs/hmdb51.py with
+     --config.data.root=ROOT
 Without any videos:
      python -m experiments.main --config=configs/quickstart.py"""
 
@@ -39,7 +40,8 @@ class Clip:
     name: '<class>/<file>', unique in the data set.
     path: the video.
     label: index of the class, 0-based.
-    source: the video that the clip was cut from, as far as its name tells.
+    source: the video that the clip was cut from, as far as its name tells: the
+      name up to the first `_<class>_`.
   """
 
   name: str
@@ -77,8 +79,9 @@ def read(root: str | pathlib.Path, split: int) -> Hmdb51:
 
   Args:
     root: folder with `<class>/<clip>.avi`, or `videos/<class>/<clip>.avi`, and
-      the lists in `splits/` or `testTrainMulti_7030_splits/` (flat, or in a
-      folder of that name inside).
+      the lists in `splits/`, `testTrainMulti_7030_splits/` or
+      `test_train_splits/` (flat, or one `testTrainMulti_7030_splits/` deeper),
+      or in the root itself. "~" is the home folder.
     split: 1, 2 or 3.
 
   Returns:
@@ -90,10 +93,10 @@ def read(root: str | pathlib.Path, split: int) -> Hmdb51:
   """
   if not 1 <= split <= NUM_SPLITS:
     raise DataError(f'config.data.split: expected 1, 2 or 3, got {split}.')
-  folder = pathlib.Path(root)
+  folder = pathlib.Path(root).expanduser()
   lists = _split_lists(folder, split) if str(root) else {}
   if not lists:
-    raise DataError(_HOW_TO_GET.format(root=str(root)))
+    raise DataError(_HOW_TO_GET.format(root=str(root), split=split))
   class_names = tuple(sorted(lists))
   videos = _videos_folder(folder, class_names)
   clips: dict[int, list[Clip]] = {TRAIN: [], TEST: [], UNUSED: []}
@@ -132,7 +135,8 @@ def partition(
 
   Args:
     dataset: from `read`.
-    validation_fraction: of the training clips, in (0, 1).
+    validation_fraction: of the training clips of every class, in (0, 1); more,
+      where the last video chosen has more clips than are wanted.
     seed: of the choice.
 
   Returns:
@@ -170,7 +174,10 @@ def partition(
         break
       held_out.add((label, str(group)))
       count += sources.count(str(group))
-  is_held_out = lambda c: (c.label, c.source) in held_out
+
+  def is_held_out(clip: Clip) -> bool:
+    return (clip.label, clip.source) in held_out
+
   return Partition(
     train=[c for c in dataset.train if not is_held_out(c)],
     validation=[c for c in dataset.train if is_held_out(c)],
@@ -181,13 +188,18 @@ def partition(
 def _split_lists(root: pathlib.Path, split: int) -> dict[str, pathlib.Path]:
   """The list of each class, from the first split folder that has any."""
   ending = f'_test_split{split}.txt'
-  for name in _SPLIT_FOLDERS:
-    for folder in (root / name, root / name / _SPLIT_FOLDERS[1]):
-      if not folder.is_dir():
-        continue
-      files = [f for f in folder.iterdir() if f.name.endswith(ending)]
-      if files:
-        return {f.name.removesuffix(ending): f for f in files}
+  outer = [root / name for name in _SPLIT_FOLDERS]
+  inner = [folder / _SPLIT_FOLDERS[1] for folder in outer]
+  for folder in (*outer, *inner, root):
+    if not folder.is_dir():
+      continue
+    lists = {
+      f.name.removesuffix(ending): f
+      for f in folder.iterdir()
+      if f.name.endswith(ending) and not f.name.startswith('.')
+    }
+    if lists:
+      return lists
   return {}
 
 
@@ -204,17 +216,16 @@ def _videos_folder(
 
 
 def _read_list(path: pathlib.Path, class_name: str) -> list[tuple[str, int]]:
-  """(file name, mark) of each line; names may hold blanks, #, ( and the like."""
+  """(file name, mark) of each line; names may hold blanks, #, ( and such."""
   try:
     text = path.read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as e:
     raise DataError(f'{path}: cannot read the list: {e}.') from e
   entries: dict[str, int] = {}
-  for number, line in enumerate(text.splitlines(), start=1):
+  for number, line in enumerate(text.split('\n'), start=1):
     if not line.strip():
       continue
-    file, _, mark = line.rstrip().rpartition(' ')
-    file = file.strip()
+    file, mark = (line.rsplit(maxsplit=1) + [''])[:2]
     if mark not in ('0', '1', '2') or not file.endswith(VIDEO_SUFFIX):
       raise DataError(
         f'{path}:{number}: expected "<clip>{VIDEO_SUFFIX} <mark>" with mark 1 '

@@ -102,7 +102,15 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with path.open('rb') as file:
       return _read(file)
-  except (pickle.UnpicklingError, ValueError, EOFError, KeyError) as e:
+  except (
+    pickle.UnpicklingError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+  ) as e:
     raise DataError(f'{path}: not a file of tensors only: {e}.') from e
 
 

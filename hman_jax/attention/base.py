@@ -20,6 +20,11 @@ from hman_jax.types import Array, Key
 SCORERS = ('location', 'content')
 
 
+# How strongly an untrained content scorer prefers locations with large
+# features: see `Attention`.
+_ACTIVE_KERNEL, _ACTIVE_WEIGHTS = 3.0, 2.0
+
+
 class AttentionOutput(NamedTuple):
   """What an attention module returns at one step.
 
@@ -50,6 +55,12 @@ class Attention(nn.Module):
     feature and state (Xu et al., arXiv 1502.03044; Sharma et al., arXiv
     1511.04119).
 
+  Near uniform attention, weighing a location up or down tells the cell the same,
+  and a hard attention that has learned to look away sees nothing any more. So
+  the content scorer starts with a preference for active locations (features of
+  images and of ReLUs are >= 0): the kernel W_c with a mean of 3 / D and u with a
+  mean of 2 / A, beside LeCun normal noise.
+
   A summed or picked context does not say where it came from: a position code
   p_i may be appended to each feature X_i (see `position.position_code`).
 
@@ -72,12 +83,14 @@ class Attention(nn.Module):
     if self.scorer == 'location':
       self.location_logits = nn.Dense(self.num_locations)
     else:
-      self.feature_projection = nn.Dense(self.scorer_size, use_bias=False)
+      self.feature_projection = nn.Dense(
+        self.scorer_size, use_bias=False, kernel_init=_active_kernel
+      )
       if self.code.shape[-1]:
         self.position_projection = nn.Dense(self.scorer_size, use_bias=False)
       self.state_projection = nn.Dense(self.scorer_size)
       self.content_weights = self.param(
-        'content_weights', nn.initializers.normal(self.scorer_size**-0.5), (self.scorer_size,)
+        'content_weights', _active_weights, (self.scorer_size,)
       )
 
   def project(self, features: Array) -> Array | None:
@@ -185,6 +198,18 @@ class Attention(nn.Module):
     )
     read = [_gather(features, weights, pick), _gather(code, weights, pick)]
     return jnp.concatenate(read, axis=-1)
+
+
+def _active_kernel(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
+  """LeCun normal around a mean of 3 / D."""
+  noise = nn.initializers.lecun_normal()(key, shape, dtype)
+  return noise + _ACTIVE_KERNEL / shape[0]
+
+
+def _active_weights(key: Key, shape: tuple[int]) -> Array:
+  """Normal of variance 1 / A around a mean of 2 / A."""
+  noise = jax.random.normal(key, shape) / shape[0] ** 0.5
+  return noise + _ACTIVE_WEIGHTS / shape[0]
 
 
 def require_key(key: Key | None, deterministic: bool, name: str) -> Key | None:
