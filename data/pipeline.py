@@ -130,7 +130,7 @@ def train_batches(
   return iter(steps.to_iter_dataset(options))
 
 
-class eval_batches:  # noqa: N801 (a function that can be iterated again)
+class eval_batches:
   """All consecutive T-frame blocks of every clip, each exactly once.
 
   The last block of a clip is padded. The last batch is padded with rows of

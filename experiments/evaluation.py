@@ -131,7 +131,9 @@ class Evaluator:
     )
     for layer, rate in enumerate(rates, start=1):
       scores[f'boundary/rate_{layer}'] = float(rate)
-      for name, share in zip(('copy', 'update', 'flush'), operations[layer - 1]):
+      for name, share in zip(
+        ('copy', 'update', 'flush'), operations[layer - 1]
+      ):
         scores[f'operation/{name}_{layer}'] = float(share)
     if not source.has_truth:
       return scores
@@ -165,7 +167,10 @@ def _attention_scores(source, draws: list[dict]) -> dict:
     num_locations = source.feature_shape[0]
     scores['attention/hit_rate'] = float(
       np.mean(
-        [metrics.attention_hit_rate(d['pick'], d['target'], mask) for d in draws]
+        [
+          metrics.attention_hit_rate(d['pick'], d['target'], mask)
+          for d in draws
+        ]
       )
     )
     scores['attention/hit_rate_chance'] = 1.0 / num_locations
@@ -199,4 +204,3 @@ def dead_layers(scores: dict) -> list[str]:
         'config.eval.boundary_mode=sample.'
       )
   return lines
-

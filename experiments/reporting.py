@@ -173,9 +173,9 @@ def table(title: str, scores: Mapping, notes: list[str]) -> str:
     f1 = 'boundary/f1' if layer == 1 else f'boundary/f1_{layer}'
     percent(f'boundary F1, layer {layer}', f1, scores.get(f'{f1}_chance'))
     layer += 1
-  for layer in range(1, layer):
-    name = f'boundary/rate_{layer}'
-    percent(f'boundary rate, layer {layer}: evaluation', name)
+  for number in range(1, layer):
+    name = f'boundary/rate_{number}'
+    percent(f'boundary rate, layer {number}: evaluation', name)
     percent('  deterministic', f'{name}_deterministic')
     percent('  sampled', f'{name}_sampled')
     percent('  in training, at the end', f'{name}_train')

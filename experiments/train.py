@@ -198,7 +198,9 @@ def make_train_step(
 
   def train_step(state, batch, key, axis_name=None):
     mean = (
-      (lambda x: x) if axis_name is None else lambda x: jax.lax.pmean(x, axis_name)
+      (lambda x: x)
+      if axis_name is None
+      else lambda x: jax.lax.pmean(x, axis_name)
     )
     step_key = jax.random.fold_in(key, state.step)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch['row'])
@@ -220,9 +222,9 @@ def make_train_step(
       average = jax.tree.map(lambda *m: jnp.mean(jnp.stack(m)), *metrics)
       return loss, (average, jnp.stack(rewards))
 
-    (_, (metrics, rewards)), gradient = jax.value_and_grad(
-      total, has_aux=True
-    )(state.params)
+    (_, (metrics, rewards)), gradient = jax.value_and_grad(total, has_aux=True)(
+      state.params
+    )
     gradient, metrics = mean(gradient), mean(metrics)
     updates, opt_state = optimizer.update(
       gradient, state.opt_state, state.params
@@ -258,8 +260,12 @@ def _rate_penalty(loss_config, out, mask, axis_name):
   steps = jnp.mean(jnp.sum(mask, axis=1).astype(jnp.float32))
   if axis_name is not None:
     steps = jax.lax.pmean(steps, axis_name)
-  return weight * steps * losses.boundary_rate_penalty(
-    out.cell.z, mask, loss_config.boundary_rate_target, axis_name
+  return (
+    weight
+    * steps
+    * losses.boundary_rate_penalty(
+      out.cell.z, mask, loss_config.boundary_rate_target, axis_name
+    )
   )
 
 

@@ -39,9 +39,7 @@ class _Cell(nn.RNNCellBase):
       ValueError: if noise is drawn and no RNG stream 'boundary' arrives.
     """
     cell = self.pure()
-    params = self.param(
-      'cell', lambda key: cell.init(key, inputs.shape[-1])
-    )
+    params = self.param('cell', lambda key: cell.init(key, inputs.shape[-1]))
     deterministic = self.deterministic or self.is_initializing()
     draws = cell.stochastic and not deterministic
     key = keys_of(self._stream(), carry.step) if draws else None

@@ -56,10 +56,10 @@ class _Cell(nnx.RNNCellBase):
       self.params,
       is_leaf=lambda p: isinstance(p, nnx.Variable),
     )
-    draws = self.rngs is not None and not self.deterministic
-    key = keys_of(self.rngs(), carry.step) if draws else None
+    stream = None if self.deterministic else self.rngs
+    key = None if stream is None else keys_of(stream(), carry.step)
     state, output = self.pure.step(
-      params, carry.state, inputs, key, deterministic=not draws
+      params, carry.state, inputs, key, deterministic=key is None
     )
     shown = output if self.full_output else output.h
     return Carry(state, carry.step + 1), shown

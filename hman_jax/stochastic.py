@@ -181,8 +181,8 @@ def binary_concrete(
 ) -> BoundarySample:
   """Draws 0/1 with P(1) = sigmoid(logits), differentiable by straight-through.
 
-  soft = sigmoid((a + noise * e) / tau), e ~ Logistic(0, 1); value = [soft > 1/2]
-  (HM-AN, arXiv 1708.07590, eq. 9-11, with `(log pi + g) / tau` for the printed
+  soft = sigmoid((a + noise * e) / tau), e ~ Logistic(0, 1), value =
+  [soft > 1/2] (HM-AN, arXiv 1708.07590, eq. 9-11, with `(log pi + g) / tau` for the printed
   `log(pi + g) / tau`, and `>` for `>=`).
 
   Args:
@@ -208,7 +208,9 @@ def binary_concrete(
   return BoundarySample(straight_through(hard, soft), soft)
 
 
-def hard_sigmoid_boundary(logits: Array, slope: float | Array) -> BoundarySample:
+def hard_sigmoid_boundary(
+  logits: Array, slope: float | Array
+) -> BoundarySample:
   """Deterministic 0/1 by a straight-through hard sigmoid.
 
   soft = max(0, min(1, (slope * a + 1) / 2)); value = [soft > 1/2]

@@ -33,7 +33,9 @@ def layer_norm(v, epsilon=1e-6):
 # --- HM-LSTM: Chung et al. eq. 1-6, HM-AN eq. 1-11 --------------------------
 
 
-def hm_lstm_step(layers, c, h, z, x, *, detect, identity=False, zero_copied=False):
+def hm_lstm_step(
+  layers, c, h, z, x, *, detect, identity=False, zero_copied=False
+):
   """One step of one clip.
 
   layers: list of dicts W, U, V (None on top), b, w_z, u_z, v_z, b_z (None
@@ -199,7 +201,9 @@ def rewards_to_go(logits, label, valid):
   return np.array(out)
 
 
-def reinforce_loss(log_prob, entropies, rewards, baseline, valid, weight, bonus):
+def reinforce_loss(
+  log_prob, entropies, rewards, baseline, valid, weight, bonus
+):
   total = 0.0
   for t in range(len(log_prob)):
     if valid[t]:

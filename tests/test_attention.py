@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reference
 from hman_jax import attention as attentions
 from hman_jax import stochastic
+
+import reference
 
 B, N, D, H, A = 3, 9, 4, 5, 6
 HARD = ('reinforce', 'gumbel', 'gumbel_adaptive')
@@ -109,7 +110,9 @@ def test_a_drawn_pick_equals_the_loop(float64, name):
     logits = _reference_logits(variables, 'content', code, X[b], h[b])
     g = np.asarray(stochastic.sample_gumbel(keys[b], (), (N,)), np.float64)
     pick = int((logits + g).argmax())
-    assert np.asarray(out.weights[b]).round(12).tolist() == np.eye(N)[pick].tolist()
+    assert (
+      np.asarray(out.weights[b]).round(12).tolist() == np.eye(N)[pick].tolist()
+    )
     np.testing.assert_array_equal(out.context[b, :D], X[b, pick])
     np.testing.assert_array_equal(out.context[b, D:], code[pick])
     np.testing.assert_allclose(
@@ -119,7 +122,7 @@ def test_a_drawn_pick_equals_the_loop(float64, name):
 
 @pytest.mark.parametrize('name', ['gumbel', 'gumbel_adaptive'])
 def test_gumbel_gradient_is_that_of_the_soft_weights(float64, name):
-  """d context / d parameters = d (softmax((e + g) / tau) . X) / d parameters."""
+  """The gradient of the context is that of softmax((e + g) / tau) . X."""
   module, variables, X, h = _make(name, 'content', 'sincos')
   keys = jax.random.split(jax.random.key(3), B)
   readout = jnp.asarray(np.random.default_rng(2).normal(size=(B, D + 12)))
@@ -150,7 +153,9 @@ def test_soft_gradient_equals_finite_differences(float64):
     lambda p: jnp.asarray(np.random.default_rng(8).normal(size=p.shape)),
     variables,
   )
-  moved = lambda e: loss(jax.tree.map(lambda p, d: p + e * d, variables, direction))
+  moved = lambda e: loss(
+    jax.tree.map(lambda p, d: p + e * d, variables, direction)
+  )
   slope = float(moved(1e-5) - moved(-1e-5)) / 2e-5
   inner = sum(
     float(jnp.vdot(a, b))

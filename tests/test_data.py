@@ -107,7 +107,10 @@ def test_a_bag_of_frames_is_not_enough(clips):
 
   test = ca.CompositeActions('test', num_clips=320, seed=3)
   bag = lambda s: np.stack(
-    [s[i]['features'].astype(np.float32).mean(axis=0).ravel() for i in range(320)]
+    [
+      s[i]['features'].astype(np.float32).mean(axis=0).ravel()
+      for i in range(320)
+    ]
   )
   model = LogisticRegression(C=0.01, max_iter=200).fit(bag(clips), clips.labels)
   assert model.score(bag(test), test.labels) < 0.3
@@ -170,9 +173,7 @@ def test_shards_joined_are_the_batch(clips, num_shards):
     _take(2, clips, num_shards=num_shards, shard=k) for k in range(num_shards)
   ]
   for s, batch in enumerate(whole):
-    joined = {
-      k: np.concatenate([part[s][k] for part in parts]) for k in batch
-    }
+    joined = {k: np.concatenate([part[s][k] for part in parts]) for k in batch}
     _assert_same(joined, batch)
 
 
@@ -185,7 +186,9 @@ def test_windows_are_windows_of_the_clip(clips):
       np.testing.assert_array_equal(
         batch['features'][row], clip['features'][window]
       )
-      np.testing.assert_array_equal(batch['target'][row], clip['target'][window])
+      np.testing.assert_array_equal(
+        batch['target'][row], clip['target'][window]
+      )
       assert batch['mask'][row].all()
       starts.add(int(start))
   assert len(starts) > 5

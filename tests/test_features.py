@@ -13,12 +13,13 @@ import types
 import jax
 import numpy as np
 import pytest
-import video_files
 from jax import lax
 
 from data import efficientnet_lite0, features, hmdb51, pipeline, torch_weights
 from data.errors import DataError, StoppedError
 from data.videos import decode
+
+import video_files
 
 # --- weights files ----------------------------------------------------------
 
@@ -396,9 +397,7 @@ def test_every_bad_video_is_named_once_the_good_are_done(tmp_path, videos):
 def test_a_stop_keeps_what_is_done(tmp_path, videos):
   store, extractor = tmp_path / 'store', Quarters()
   with pytest.raises(StoppedError, match='goes on from here'):
-    _prepare(
-      videos, extractor, store, should_stop=lambda: extractor.clips == 2
-    )
+    _prepare(videos, extractor, store, should_stop=lambda: extractor.clips == 2)
   assert len(list(store.rglob('*.npy'))) == 2
   assert len(_prepare(videos, extractor, store)) == 4
   assert extractor.clips == 4
@@ -481,9 +480,7 @@ def test_video_features_are_a_clip_source(tmp_path, videos):
   )
   assert source[1]['label'] == 1
   pipeline.check_labels(source)
-  batch = next(
-    iter(pipeline.eval_batches(source, batch_size=4, num_frames=8))
-  )
+  batch = next(iter(pipeline.eval_batches(source, batch_size=4, num_frames=8)))
   assert batch['features'].shape == (4, 8, 4, 3)
   assert batch['mask'].sum(axis=1).tolist() == [3, 4, 5, 6]
   assert (batch['target'] == -1).all()

@@ -65,9 +65,7 @@ def test_linen_equals_the_pure_cell(lengths):
   rnn, variables = _linen(deterministic=True)
   x = _x()
   seq_lengths = None if lengths is None else jnp.array(lengths)
-  carry, y = rnn.apply(
-    variables, x, seq_lengths=seq_lengths, return_carry=True
-  )
+  carry, y = rnn.apply(variables, x, seq_lengths=seq_lengths, return_carry=True)
   mask = jnp.arange(7)[None] < jnp.array(lengths or (7,) * 3)[:, None]
   state, out = _pure(variables['params']['cell']['cell'], x, mask)
   chex.assert_trees_all_close(carry.state, state, atol=1e-6)
@@ -105,7 +103,9 @@ def _assert_noise_differs_by_step(z):
 
 @pytest.mark.parametrize('split', [True, False])
 def test_linen_draws_other_noise_at_each_step(split):
-  rnn, variables = _linen({'params': False, 'boundary': split}, full_output=True)
+  rnn, variables = _linen(
+    {'params': False, 'boundary': split}, full_output=True
+  )
   x = jnp.ones((16, 20, 4))
   params = {'cell': {'cell': _rate_half(variables['params']['cell']['cell'])}}
   out = rnn.apply({'params': params}, x, rngs={'boundary': jax.random.key(3)})
@@ -165,9 +165,7 @@ def test_linen_trains():
 
   values = []
   for i in range(60):
-    variables, opt_state, value = step(
-      variables, opt_state, jax.random.key(i)
-    )
+    variables, opt_state, value = step(variables, opt_state, jax.random.key(i))
     values.append(float(value))
   assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 

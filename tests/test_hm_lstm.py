@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.flatten_util import ravel_pytree
 
-import reference
 from hman_jax import cells, stochastic
 from hman_jax.cells import COPY, FLUSH, HMLSTM, UPDATE
+
+import reference
 
 D, T = 5, 6
 TOLERANCE = 1e-10
@@ -280,7 +280,10 @@ def test_one_key_a_row_does_not_depend_on_the_batch():
   whole, _ = cell.step(params, cell.initial_state((4,), jnp.float64), x, keys)
   for i in range(4):
     row, _ = cell.step(
-      params, cell.initial_state((1,), jnp.float64), x[i : i + 1], keys[i : i + 1]
+      params,
+      cell.initial_state((1,), jnp.float64),
+      x[i : i + 1],
+      keys[i : i + 1],
     )
     chex.assert_trees_all_close(
       row, jax.tree.map(lambda v, i=i: v[i : i + 1], whole), rtol=1e-12
@@ -362,8 +365,8 @@ def test_lstm_equals_the_loop(sizes):
     np.testing.assert_allclose(out.h, np.concatenate(h), rtol=TOLERANCE)
 
 
-def test_layers_that_always_update_are_a_stacked_lstm():
-  """Boundaries always 1 would FLUSH; one layer without boundaries is an LSTM."""
+def test_one_layer_that_only_updates_is_an_lstm():
+  """One layer that never finds a boundary is an LSTM."""
   hm, lstm = HMLSTM((4,), boundary='given'), cells.LSTM((4,))
   params = _random_params(hm)
   layer = params.layers[0]

@@ -189,9 +189,7 @@ def test_no_data_set_gives_one_message_with_the_way_out(tmp_path, make):
   assert '<class>/<clip>.avi' in message
   assert 'testTrainMulti_7030_splits' in message
   assert 'wave_test_split' not in message
-  assert (
-    'python -m experiments.main --config=configs/quickstart.py' in message
-  )
+  assert 'python -m experiments.main --config=configs/quickstart.py' in message
 
 
 def test_the_home_folder(tmp_path, monkeypatch):

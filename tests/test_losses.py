@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reference
 from hman_jax import losses
+
+import reference
 
 B, T, N, C = 3, 5, 4, 6
 

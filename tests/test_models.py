@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reference
 from hman_jax import models
 from hman_jax.models import heads
 from hman_jax.unroll import unroll
+
+import reference
 
 B, T, N, D, C = 3, 6, 9, 4, 5
 LENGTHS = np.array([6, 4, 1])
@@ -129,7 +130,9 @@ def test_rows_do_not_depend_on_their_batch(keys):
   [*itertools.product(CELLS, ATTENTIONS, ('location', 'content')),
    ('none', 'none', 'location')],
 )  # fmt: skip
-def test_all_build_and_have_finite_gradients(cell, attention, scorer, mask, keys):
+def test_all_build_and_have_finite_gradients(
+  cell, attention, scorer, mask, keys
+):
   model, variables, x = _make(
     cell, attention, scorer, dropout=0.2, input_dropout=0.2
   )
@@ -250,9 +253,7 @@ class TestUnroll:
   def test_reverse_passes_over_padding(self):
     x = jnp.arange(8.0).reshape(2, 4)
     mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    last, out = unroll(
-      self._step, jnp.zeros(2), x, mask=mask, reverse=True
-    )
+    last, out = unroll(self._step, jnp.zeros(2), x, mask=mask, reverse=True)
     short, _ = unroll(self._step, jnp.zeros(1), x[1:, 1::-1])
     chex.assert_trees_all_close(last[1], short[0])
     assert not np.any(out[1, 2:])

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import reference
 from hman_jax import losses, stochastic
+
+import reference
 
 
 @pytest.mark.parametrize('jit', [False, True])
@@ -108,9 +109,7 @@ def test_reinforce_is_unbiased_and_gumbel_measured_beside(record_property):
   mask, label = jnp.ones((1, STEPS), bool), jnp.array([1])
 
   def reinforce(theta, key):
-    pick, _ = stochastic.gumbel_softmax(
-      key, jax.lax.stop_gradient(theta), 1.0
-    )
+    pick, _ = stochastic.gumbel_softmax(key, jax.lax.stop_gradient(theta), 1.0)
     log_p = jax.nn.log_softmax(theta, axis=-1)
     log_prob = jnp.take_along_axis(log_p, pick[:, None], 1)[:, 0]
     logits = _logits_of(table, pick)

@@ -72,9 +72,7 @@ def _run(config, devices):
     devices=jax.devices()[:devices],
   )
   state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-  key = jax.device_put(
-    jax.random.key(0), NamedSharding(mesh, PartitionSpec())
-  )
+  key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
   step = jax.jit(step)
   for batch in batches:
     batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
@@ -108,7 +106,9 @@ def test_mesh_and_pmap_equal_one_device(name):
   chex.assert_trees_all_close(four, one, atol=1e-5)
   chex.assert_trees_all_close(mapped, one, atol=1e-5)
   moved = jax.tree.map(
-    lambda a, b: float(np.abs(a - b).max()), one.params, _setup(config)[0].params
+    lambda a, b: float(np.abs(a - b).max()),
+    one.params,
+    _setup(config)[0].params,
   )
   assert max(jax.tree.leaves(moved)) > 1e-3
 
@@ -214,7 +214,10 @@ def test_records_of_a_lost_run_are_dropped(tmp_path):
   log = RunLog(tmp_path, every=1, seconds=0)
   log.begin(2, 5, 8)
   log.close()
-  assert [json.loads(x)['step'] for x in path.read_text().splitlines()] == [1, 2]
+  assert [json.loads(x)['step'] for x in path.read_text().splitlines()] == [
+    1,
+    2,
+  ]
 
 
 # --- the program ------------------------------------------------------------

@@ -55,11 +55,11 @@ class Attention(nn.Module):
     feature and state (Xu et al., arXiv 1502.03044; Sharma et al., arXiv
     1511.04119).
 
-  Near uniform attention, weighing a location up or down tells the cell the same,
-  and a hard attention that has learned to look away sees nothing any more. So
-  the content scorer starts with a preference for active locations (features of
-  images and of ReLUs are >= 0): the kernel W_c with a mean of 3 / D and u with a
-  mean of 2 / A, beside LeCun normal noise.
+  Near uniform attention, weighing a location up or down tells the cell the
+  same, and a hard attention that has learned to look away sees nothing any
+  more. So the content scorer starts with a preference for active locations
+  (features of images and of ReLUs are >= 0): the kernel W_c with a mean of
+  3 / D and u with a mean of 2 / A, beside LeCun normal noise.
 
   A summed or picked context does not say where it came from: a position code
   p_i may be appended to each feature X_i (see `position.position_code`).

@@ -38,9 +38,7 @@ class Gumbel(Attention):
     """See `Attention.attend`."""
     key = require_key(key, deterministic, 'gumbel')
     temperature = self.temperature(h)
-    pick, soft = stochastic.gumbel_softmax(
-      key, logits, temperature[..., None]
-    )
+    pick, soft = stochastic.gumbel_softmax(key, logits, temperature[..., None])
     one_hot = jax.nn.one_hot(pick, self.num_locations, dtype=logits.dtype)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     log_prob = jnp.take_along_axis(log_p, pick[..., None], axis=-1)[..., 0]

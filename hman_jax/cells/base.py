@@ -29,6 +29,11 @@ class Cell(Protocol):
     """The size of the output's `h`."""
     ...
 
+  @property
+  def stochastic(self) -> bool:
+    """Whether a training step draws noise."""
+    ...
+
   def init(self, key: Key, input_size: int, dtype: Any = ...) -> Any:
     """Draws parameters for inputs `[..., input_size]`."""
     ...
@@ -108,7 +113,9 @@ def gate_kernel(key: Key, rows: int, size: int, dtype) -> Array:
 def recurrent_kernel(key: Key, size: int, dtype) -> Array:
   """Four orthogonal blocks `[size, 4 * size]`."""
   orthogonal = jax.nn.initializers.orthogonal()
-  blocks = [orthogonal(k, (size, size), dtype) for k in jax.random.split(key, 4)]
+  blocks = [
+    orthogonal(k, (size, size), dtype) for k in jax.random.split(key, 4)
+  ]
   return jnp.concatenate(blocks, axis=1)
 
 

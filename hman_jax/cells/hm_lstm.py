@@ -176,9 +176,7 @@ class HMLSTM:
     """Whether a training step draws noise."""
     return self.boundary == 'gumbel'
 
-  def init(
-    self, key: Key, input_size: int, dtype=jnp.float32
-  ) -> HMLSTMParams:
+  def init(self, key: Key, input_size: int, dtype=jnp.float32) -> HMLSTMParams:
     """Draws parameters: LeCun normal, orthogonal recurrent, forget bias.
 
     Args:
@@ -195,9 +193,7 @@ class HMLSTM:
       is_top = l == self.num_layers - 1
       above = None if is_top else self.hidden_sizes[l + 1]
       layers.append(
-        self._init_layer(
-          stochastic.fold_in(key, l), below, size, above, dtype
-        )
+        self._init_layer(stochastic.fold_in(key, l), below, size, above, dtype)
       )
     return HMLSTMParams(tuple(layers))
 
@@ -280,7 +276,8 @@ class HMLSTM:
       ValueError: if a key or boundaries are missing, or boundaries are given
         to a cell that finds its own.
     """
-    logistic = self._check_step(state, key, deterministic, boundaries)
+    self._check_step(state, key, deterministic, boundaries)
+    draws = self.stochastic and not deterministic
     dtype = state.c[0].dtype
     below, z_below = x.astype(dtype), jnp.ones(x.shape[:-1], dtype)
     cs, hs, zs, probs, operations = [], [], [], [], []
@@ -294,7 +291,7 @@ class HMLSTM:
       c, h = self._combine(
         gates, state.c[l], state.h[l], z_before, z_below, copy
       )
-      key_l = stochastic.fold_in(key, l) if logistic else None
+      key_l = stochastic.fold_in(key, l) if draws and key is not None else None
       z, prob = self._detect(
         logit,
         z_before,
@@ -306,9 +303,7 @@ class HMLSTM:
       if self.copied_boundary == 'zero':
         z = z * (1 - copy)
       operations.append(
-        jnp.where(
-          z_before > 0.5, FLUSH, jnp.where(z_below > 0.5, UPDATE, COPY)
-        )
+        jnp.where(z_before > 0.5, FLUSH, jnp.where(z_below > 0.5, UPDATE, COPY))
       )
       cs.append(c)
       hs.append(h)
@@ -325,8 +320,8 @@ class HMLSTM:
     )
     return state, output
 
-  def _check_step(self, state, key, deterministic, boundaries) -> bool:
-    """Checks the arguments of a step; returns whether noise is drawn."""
+  def _check_step(self, state, key, deterministic, boundaries) -> None:
+    """ValueError unless a step has the key and the boundaries it needs."""
     if (boundaries is not None) != (self.boundary == 'given'):
       raise ValueError(
         "boundaries: expected exactly with boundary='given', got "
@@ -337,13 +332,11 @@ class HMLSTM:
       raise ValueError(
         f'boundaries: expected shape {state.z.shape}, got {boundaries.shape}.'
       )
-    drawn = self.stochastic and not deterministic
-    if drawn and key is None:
+    if self.stochastic and not deterministic and key is None:
       raise ValueError(
         "key: expected a PRNG key, since boundary='gumbel' draws noise at each "
         'step; got None. Pass a key, or deterministic=True.'
       )
-    return drawn
 
   def _preactivations(self, layer, h, z_before, above, z_below, below):
     """The gates `[..., 4H]` and the boundary logit `[...]` (None without)."""
@@ -369,9 +362,7 @@ class HMLSTM:
     A polynomial, not `where`: the gradient must reach the boundaries.
     """
     i, f, o, g = base.split_gates(gates)
-    z_before, z_below, copy = (
-      v[..., None] for v in (z_before, z_below, copy)
-    )
+    z_before, z_below, copy = (v[..., None] for v in (z_before, z_below, copy))
     fresh = i * g
     new_c = z_before * fresh + (1 - z_before) * (
       z_below * (f * c + fresh) + (1 - z_below) * c

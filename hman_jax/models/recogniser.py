@@ -93,12 +93,12 @@ class Recogniser:
     batch, _, num_locations, size = features.shape
     step_features = jnp.zeros((batch, num_locations, size))
     h = jnp.zeros((batch, self.cell.hidden_sizes[0]))
-    attended, variables = self.attention.init_with_output(
-      keys[0], step_features, h, deterministic=True
-    )
+    attend = self.attention.init_with_output
+    attended, variables = attend(keys[0], step_features, h, deterministic=True)
+    context_size = attended[0].shape[-1]  # of AttentionOutput
     params = {
       'attention': variables.get('params', {}),
-      'cell': self.cell.init(keys[1], attended.context.shape[-1]),
+      'cell': self.cell.init(keys[1], context_size),
       'head': self.head.init(keys[2], self.cell.hidden_sizes, self.num_classes),
     }
     if self.initial_state == 'mean_features':
@@ -167,7 +167,7 @@ class Recogniser:
     }
 
     def step(state, at_step, key_t):
-      keys = [None] * 4
+      keys: list[Any] = [None] * 4
       if key_t is not None:
         keys = [stochastic.fold_in(key_t, i) for i in range(4)]
       attended = self._attend(
@@ -205,11 +205,13 @@ class Recogniser:
     return RecogniserOutput(logits, attended, out, state)
 
   def _attend(self, params, *args, **kwargs):
-    return self.attention.apply({'params': params['attention']}, *args, **kwargs)
+    return self.attention.apply(
+      {'params': params['attention']}, *args, **kwargs
+    )
 
   def _check_key(self, key, deterministic):
-    if key is None and not deterministic and (
-      self.dropout or self.input_dropout
+    if (
+      key is None and not deterministic and (self.dropout or self.input_dropout)
     ):
       raise ValueError(
         'key: expected a PRNG key, since dropout draws noise at each step; '

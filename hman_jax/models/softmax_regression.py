@@ -42,9 +42,7 @@ class SoftmaxRegression:
     """Draws parameters for features `[B, T, N, D]`: `{'params': ...}`."""
     del mask
     size = features.shape[-2] * features.shape[-1]
-    return {
-      'params': {'head': heads.init_dense(key, size, self.num_classes)}
-    }
+    return {'params': {'head': heads.init_dense(key, size, self.num_classes)}}
 
   def apply(
     self,
