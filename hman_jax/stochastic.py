@@ -181,9 +181,9 @@ def binary_concrete(
 ) -> BoundarySample:
   """Draws 0/1 with P(1) = sigmoid(logits), differentiable by straight-through.
 
-  soft = sigmoid((a + noise * e) / tau), e ~ Logistic(0, 1), value =
-  [soft > 1/2] (HM-AN, arXiv 1708.07590, eq. 9-11, with `(log pi + g) / tau` for the printed
-  `log(pi + g) / tau`, and `>` for `>=`).
+  soft = sigmoid((a + noise * e) / tau), e ~ Logistic(0, 1), and value =
+  [soft > 1/2] (HM-AN, arXiv 1708.07590, eq. 9-11, with `(log pi + g) / tau` for
+  the printed `log(pi + g) / tau`, and `>` for `>=`).
 
   Args:
     key: one key, or one key a row (`logits.shape[:-1]`), or None: no noise,

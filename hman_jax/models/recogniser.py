@@ -204,7 +204,7 @@ class Recogniser:
     logits = self.head.apply(params['head'], shown)
     return RecogniserOutput(logits, attended, out, state)
 
-  def _attend(self, params, *args, **kwargs):
+  def _attend(self, params, *args, **kwargs) -> Any:
     return self.attention.apply(
       {'params': params['attention']}, *args, **kwargs
     )
