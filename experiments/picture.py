@@ -75,9 +75,7 @@ def _run(config, splits, workdir: pathlib.Path):
   if not config.model.cell == 'hm_lstm':
     raise HmanError(f'{workdir}: a {config.model.cell} has no boundaries.')
   features = splits.test[_CLIP.value]['features'][None]
-  return jax.device_get(
-    model.apply(state.params, features, deterministic=True)
-  )
+  return jax.device_get(model.apply(state.params, features, deterministic=True))
 
 
 def draw(source, index: int, out, path: pathlib.Path) -> None:

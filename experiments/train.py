@@ -173,6 +173,13 @@ def make_train_step(
     if loss_config.doubly_stochastic and out.attention is not None:
       penalty = losses.doubly_stochastic_penalty(out.attention.weights, mask)
       loss += loss_config.doubly_stochastic * jnp.mean(penalty)
+    if loss_config.boundary_rate_weight and _has_boundaries(out):
+      penalty = losses.boundary_rate_penalty(
+        out.cell.z, mask, loss_config.boundary_rate_target
+      )
+      # In the scale of the cross-entropy, which is summed over the steps.
+      penalty *= jnp.sum(mask, axis=1)
+      loss += loss_config.boundary_rate_weight * jnp.mean(penalty)
     return loss, (out, reward, per_clip)
 
   def metrics_of(out, batch, reward, per_clip):
@@ -190,7 +197,7 @@ def make_train_step(
         metrics[f'attention/{name}'] = (
           jnp.sum(jnp.where(mask, per_step, 0.0)) / valid
         )
-    if out.cell is not None and out.cell.z is not None:
+    if _has_boundaries(out):
       rates = losses.boundary_rates(out.cell.z, mask)
       for layer, rate in enumerate(rates, start=1):
         metrics[f'boundary/rate_{layer}'] = rate
@@ -215,7 +222,6 @@ def make_train_step(
         part, (out, reward, per_clip) = loss_of(
           params, batch, keys, state.baseline, slope, noise
         )
-        part += _rate_penalty(loss_config, out, batch['mask'], axis_name)
         loss += part / loss_config.num_samples
         rewards.append(reward)
         metrics.append(metrics_of(out, batch, reward, per_clip))
@@ -252,21 +258,8 @@ def boundary_noise(train: ml_collections.ConfigDict, step):
   return 1.0 + (train.boundary_noise_end - 1.0) * done
 
 
-def _rate_penalty(loss_config, out, mask, axis_name):
-  """The rates' penalty, in the scale of a loss summed over steps."""
-  weight = loss_config.boundary_rate_weight
-  if not weight or out.cell is None or out.cell.z is None:
-    return 0.0
-  steps = jnp.mean(jnp.sum(mask, axis=1).astype(jnp.float32))
-  if axis_name is not None:
-    steps = jax.lax.pmean(steps, axis_name)
-  return (
-    weight
-    * steps
-    * losses.boundary_rate_penalty(
-      out.cell.z, mask, loss_config.boundary_rate_target, axis_name
-    )
-  )
+def _has_boundaries(out) -> bool:
+  return out.cell is not None and out.cell.z is not None
 
 
 def data_mesh(batch_size: int) -> jax.sharding.Mesh:
