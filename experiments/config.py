@@ -275,10 +275,10 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       "config.model.attention: expected 'none' with config.model.cell='none' "
       f'(softmax regression has no state), got {model.attention!r}.'
     )
-  if model.boundary == 'soft' and config.eval.boundary_mode == 'sample':
+  if model.boundary != 'gumbel' and config.eval.boundary_mode == 'sample':
     raise ConfigError(
       "config.eval.boundary_mode: 'sample' needs boundaries that are drawn "
-      "(config.model.boundary='gumbel'), got 'soft'."
+      f"(config.model.boundary='gumbel'), got {model.boundary!r}."
     )
 
 

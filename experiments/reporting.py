@@ -26,13 +26,14 @@ class RunLog:
 
   def __init__(self, workdir: pathlib.Path, every: int, seconds: float):
     self._path = workdir / 'metrics.jsonl'
-    self._events = SummaryWriter(str(workdir / 'tensorboard'))
+    self._folder = str(workdir / 'tensorboard')
     self._every = every
     self._seconds = seconds
 
   def begin(self, step: int, num_steps: int, batch_size: int) -> None:
     """Starts at a step; records of later steps, of a lost run, are dropped."""
     self._drop_after(step)
+    self._events = SummaryWriter(self._folder, purge_step=step + 1)
     self._num_steps = num_steps
     self._batch_size = batch_size
     self._first = self._last_record = step
@@ -126,7 +127,9 @@ class RunLog:
 
 def _step_of(line: str) -> float:
   try:
-    return json.loads(line)['step']
+    record = json.loads(line)
+    # The final test is made again by a run that goes on.
+    return float('inf') if record['mode'] == 'test' else record['step']
   except (ValueError, KeyError):  # torn by a kill
     return float('inf')
 
@@ -177,7 +180,7 @@ def table(title: str, scores: Mapping, notes: list[str]) -> str:
     name = f'boundary/rate_{number}'
     percent(f'boundary rate, layer {number}: evaluation', name)
     percent('  deterministic', f'{name}_deterministic')
-    percent('  sampled', f'{name}_sampled')
+    percent('  sampled at noise 1', f'{name}_sampled')
     percent('  in training, at the end', f'{name}_train')
   width = max(len(r[0]) for r in rows)
   lines = [title, '', f'{"":{width}}  {"%":>6}  {"chance":>6}']

@@ -282,6 +282,7 @@ def data_mesh(batch_size: int) -> jax.sharding.Mesh:
 def run(
   config: ml_collections.ConfigDict,
   splits: Splits,
+  mesh: jax.sharding.Mesh,
   checkpoints: Checkpoints,
   log: RunLog,
 ) -> TrainState:
@@ -290,6 +291,7 @@ def run(
   Args:
     config: a resolved config.
     splits: train, validation and test clips.
+    mesh: from `data_mesh`; batches are spread over it.
     checkpoints: where states are saved and restored.
     log: where metrics go.
 
@@ -300,7 +302,6 @@ def run(
   model = make_model(config, len(splits.train.class_names), shape)
   optimizer = make_optimizer(train)
   steps_per_epoch = len(splits.train) / train.batch_size
-  mesh = data_mesh(train.batch_size)
   sharded = NamedSharding(mesh, PartitionSpec('data'))
   replicated = NamedSharding(mesh, PartitionSpec())
 
