@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.hidden_size = 64
 
   config.train.batch_size = 32
-  config.train.num_steps = 1500
+  config.train.num_steps = 2000
   config.train.optimizer = 'adamw'
   config.train.learning_rate = 3e-3
   config.train.schedule = 'cosine'

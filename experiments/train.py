@@ -142,7 +142,7 @@ def make_train_step(
   """
   loss_config, train = config.loss, config.train
 
-  def loss_of(params, batch, keys, baseline, slope, noise):
+  def loss_of(params, batch, keys, baseline, slope, noise, axis_name):
     out = model.apply(
       params,
       batch['features'],
@@ -175,11 +175,11 @@ def make_train_step(
       loss += loss_config.doubly_stochastic * jnp.mean(penalty)
     if loss_config.boundary_rate_weight and _has_boundaries(out):
       penalty = losses.boundary_rate_penalty(
-        out.cell.z, mask, loss_config.boundary_rate_target
+        out.cell.z, mask, loss_config.boundary_rate_target, axis_name
       )
       # In the scale of the cross-entropy, which is summed over the steps.
-      penalty *= jnp.sum(mask, axis=1)
-      loss += loss_config.boundary_rate_weight * jnp.mean(penalty)
+      steps = mean_over_devices(jnp.mean(jnp.sum(mask, axis=1)), axis_name)
+      loss += loss_config.boundary_rate_weight * steps * penalty
     return loss, (out, reward, per_clip)
 
   def metrics_of(out, batch, reward, per_clip):
@@ -204,11 +204,6 @@ def make_train_step(
     return metrics
 
   def train_step(state, batch, key, axis_name=None):
-    mean = (
-      (lambda x: x)
-      if axis_name is None
-      else lambda x: jax.lax.pmean(x, axis_name)
-    )
     step_key = jax.random.fold_in(key, state.step)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch['row'])
     epoch = state.step / steps_per_epoch
@@ -220,7 +215,7 @@ def make_train_step(
       for draw in range(loss_config.num_samples):
         keys = stochastic.fold_in(row_keys, draw)
         part, (out, reward, per_clip) = loss_of(
-          params, batch, keys, state.baseline, slope, noise
+          params, batch, keys, state.baseline, slope, noise, axis_name
         )
         loss += part / loss_config.num_samples
         rewards.append(reward)
@@ -231,12 +226,14 @@ def make_train_step(
     (_, (metrics, rewards)), gradient = jax.value_and_grad(total, has_aux=True)(
       state.params
     )
-    gradient, metrics = mean(gradient), mean(metrics)
+    gradient, metrics = mean_over_devices((gradient, metrics), axis_name)
     updates, opt_state = optimizer.update(
       gradient, state.opt_state, state.params
     )
     baseline = stochastic.update_baseline(
-      state.baseline, mean(jnp.mean(rewards)), loss_config.baseline_decay
+      state.baseline,
+      mean_over_devices(jnp.mean(rewards), axis_name),
+      loss_config.baseline_decay,
     )
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
@@ -256,6 +253,11 @@ def boundary_noise(train: ml_collections.ConfigDict, step):
   part = train.boundary_noise_part * train.num_steps
   done = jnp.minimum(step / part, 1.0)
   return 1.0 + (train.boundary_noise_end - 1.0) * done
+
+
+def mean_over_devices(tree, axis_name: str | None):
+  """The mean over the devices of a `pmap`; the tree itself outside of one."""
+  return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _has_boundaries(out) -> bool:

@@ -202,28 +202,34 @@ def boundary_rates(z: Array, mask: Array) -> Array:
   return jnp.sum(jnp.where(mask[..., None], z, 0.0), axis=(0, 1)) / count
 
 
-def boundary_rate_penalty(z: Array, mask: Array, target: float) -> Array:
-  """Keeps layers alive: sum over layers of (rate of the clip - target)^2.
+def boundary_rate_penalty(
+  z: Array, mask: Array, target: float, axis_name: str | None = None
+) -> Array:
+  """Keeps layers alive: sum over layers of (rate - target)^2.
 
   A layer that finds no boundaries is silent, and one that finds them
   everywhere forgets at every step: neither gets out by itself, since a rare
-  choice gets little gradient. The rate is that of each clip, not of the batch:
-  a layer that always fires in some clips and never in others has found
-  nothing either.
+  choice gets little gradient.
 
   Args:
     z: `[B, T, L]` boundaries with their straight-through gradient.
     mask: bool `[B, T]`.
     target: rate aimed at, in [0, 1].
+    axis_name: axis over which the batch is spread (`pmap`); the rate is that
+      of the whole batch, and the gradient is right after averaging over it.
 
   Returns:
-    `[B]`; `target ** 2 * L` for a clip without a valid step.
+    scalar.
 
   Example:
     >>> z = jnp.array([[[1.0], [0.0]]])
-    >>> boundary_rate_penalty(z, jnp.ones((1, 2)) > 0, 0.0).tolist()
-    [0.25]
+    >>> float(boundary_rate_penalty(z, jnp.ones((1, 2)) > 0, 0.0))
+    0.25
   """
-  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-  rates = jnp.sum(jnp.where(mask[..., None], z, 0.0), axis=1) / count
-  return jnp.sum(jnp.square(rates - target), axis=-1)
+  mean = lambda x: jax.lax.pmean(x, axis_name) if axis_name else x
+  count = jnp.maximum(mean(jnp.sum(mask).astype(z.dtype)), 1.0)
+  share = jnp.sum(jnp.where(mask[..., None], z, 0.0), axis=(0, 1)) / count
+  rate = jax.lax.stop_gradient(mean(share))
+  move = share - jax.lax.stop_gradient(share)  # 0, with the gradient of share
+  error = rate - target
+  return jnp.sum(jnp.square(error) + 2.0 * error * move)

@@ -95,15 +95,19 @@ def test_doubly_stochastic_penalty(case):
   )
 
 
-def test_boundary_rates_and_their_penalty(case):
-  z = np.random.default_rng(2).random((B, T, 2))
+def test_boundary_rate_penalty_and_its_gradient(case):
+  z = jnp.asarray(np.random.default_rng(2).random((B, T, 2)))
   mask = case['mask']
-  valid = [[z[b, t] for t in range(T) if mask[b, t]] for b in range(B)]
-  rate = np.mean([row for rows in valid for row in rows], axis=0)
+  rate = np.array(
+    [np.mean([z[b, t, l] for b in range(B) for t in range(T) if mask[b, t]])
+     for l in range(2)]
+  )  # fmt: skip
+  penalty = lambda z: losses.boundary_rate_penalty(z, mask, 0.2)
   np.testing.assert_allclose(losses.boundary_rates(z, mask), rate, rtol=1e-10)
-  penalty = [np.sum((np.mean(rows, axis=0) - 0.2) ** 2) for rows in valid]
+  np.testing.assert_allclose(penalty(z), np.sum((rate - 0.2) ** 2), rtol=1e-10)
+  plain = lambda z: jnp.sum(jnp.square(losses.boundary_rates(z, mask) - 0.2))
   np.testing.assert_allclose(
-    losses.boundary_rate_penalty(jnp.asarray(z), mask, 0.2), penalty, rtol=1e-10
+    jax.grad(penalty)(z), jax.grad(plain)(z), rtol=1e-10
   )
 
 
