@@ -133,8 +133,8 @@ def test_reinforce_is_unbiased_and_gumbel_measured_beside(record_property):
   assert (np.abs(draws.mean(axis=0) - exact) < 3 * standard_error).all()
   relaxed = np.asarray(per_draw(gumbel), np.float64)
   variances = draws.var(axis=0).sum(), relaxed.var(axis=0).sum()
-  record_property('variance_reinforce', variances[0])
-  record_property('variance_gumbel', variances[1])
+  record_property('variance_reinforce', float(variances[0]))
+  record_property('variance_gumbel', float(variances[1]))
   print(f'variance: REINFORCE {variances[0]:.4f}, Gumbel {variances[1]:.4f}')
   assert all(0 < v < 100 for v in variances)
 
