@@ -265,6 +265,23 @@ def test_a_run_leaves_what_is_needed_and_goes_on_exactly(tmp_path):
   assert list((whole / 'tensorboard').iterdir())
   assert [r['step'] for r in _records(whole)] == [1, 2, 3, 4, 5, 6]
 
+  picture = tmp_path / 'clip.png'
+  drawn = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.picture',
+      f'--workdir={whole}',
+      f'--out={picture}',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert drawn.returncode == 0, drawn.stderr
+  assert picture.read_bytes().startswith(b'\x89PNG')
+
   # A run stopped at step 4, after its checkpoint: what the disk then held.
   state_at = lambda d, s: d / 'checkpoints' / str(s)
   done = _main(tmp_path, QUICKSTART, f'--workdir={parts}')
