@@ -7,6 +7,12 @@ from hman_jax import stochastic
 from hman_jax.types import Array
 
 
+def _log_softmax(logits: Array) -> Array:
+  """Over the last axis, in float32 or better."""
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+
+
 def log_likelihood(logits: Array, labels: Array) -> Array:
   """log p(y) of every step: log_softmax(logits)[y].
 
@@ -22,7 +28,7 @@ def log_likelihood(logits: Array, labels: Array) -> Array:
     ...       4)
     -0.6931
   """
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  log_p = _log_softmax(logits)
   one = jnp.take_along_axis(log_p, labels[:, None, None], axis=-1, mode='fill')
   return one[..., 0]
 
@@ -53,7 +59,7 @@ def cross_entropy(
   """
   per_step = -log_likelihood(logits, labels)
   if label_smoothing:
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    log_p = _log_softmax(logits)
     uniform = -jnp.mean(log_p, axis=-1)
     per_step = (1 - label_smoothing) * per_step + label_smoothing * uniform
   return masked_sum(per_step, mask)

@@ -23,7 +23,7 @@ def case():
   rng = np.random.default_rng(0)
   lengths = np.array([5, 3, 1])
   return {
-    'logits': rng.normal(size=(B, T, C)).astype(np.float32).astype(float),
+    'logits': rng.normal(size=(B, T, C)),
     'labels': np.array([1, 5, 0]),
     'mask': np.arange(T)[None] < lengths[:, None],
     'weights': rng.dirichlet(np.ones(N), (B, T)),
@@ -41,7 +41,7 @@ def test_cross_entropy(case, smoothing):
     reference.cross_entropy(x, y, v, smoothing)
     for x, y, v in zip(case['logits'], case['labels'], case['mask'])
   ]
-  np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-10)
 
 
 def test_rewards(case):
@@ -49,9 +49,9 @@ def test_rewards(case):
   ours, to_go = losses.reward(*args), losses.rewards_to_go(*args)
   for b in range(B):
     row = [a[b] for a in args]
-    np.testing.assert_allclose(ours[b], reference.reward(*row), rtol=2e-6)
+    np.testing.assert_allclose(ours[b], reference.reward(*row), rtol=1e-10)
     np.testing.assert_allclose(
-      to_go[b], reference.rewards_to_go(*row), rtol=2e-6
+      to_go[b], reference.rewards_to_go(*row), rtol=1e-10
     )
   np.testing.assert_allclose(to_go[:, 0], ours, rtol=1e-6)
   gradient = jax.grad(lambda x: jnp.sum(losses.reward(x, *args[1:])))(args[0])
