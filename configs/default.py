@@ -39,7 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.hidden_size = 512  # H of every layer
   model.num_layers = 3  # L
   model.head = 'concat'  # concat (paper), gated_embedding (Chung)
-  # none (paper), layer: centre and scale the feature of each location
+  # none (paper); layer: centre and scale the feature of each location;
+  # standard: each channel, by its mean and deviation over the training clips
   model.feature_norm = 'none'
   model.dropout = 0.0  # on the hidden states that the head reads
   model.input_dropout = 0.0  # on the attended feature

@@ -63,6 +63,43 @@ def check_labels(source: ClipSource) -> None:
     )
 
 
+def feature_statistics(
+  source: ClipSource, max_frames: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and spread of each channel, over frames spread evenly over all clips.
+
+  Args:
+    source: a clip source, not empty.
+    max_frames: how many frames are read at most; at least one a clip is.
+
+  Returns:
+    (mean, scale): float32 `[D]` each. The scale is the standard deviation and
+    a tenth of its mean over the channels, so that a channel that hardly ever
+    moves is not blown up.
+
+  Example:
+    >>> from data.composite_actions import CompositeActions
+    >>> mean, scale = feature_statistics(CompositeActions('train', num_clips=2))
+    >>> mean.shape, bool((scale > 0).all())
+    ((64,), True)
+  """
+  per_clip = max(max_frames // len(source), 1)
+  total = squares = 0.0
+  count = 0
+  for index in range(len(source)):
+    length = int(source.lengths[index])
+    at = np.unique(np.linspace(0, length - 1, min(per_clip, length)).round())
+    x = np.asarray(source[index]['features'][at.astype(int)], np.float64)
+    total = total + x.sum(axis=(0, 1))
+    squares = squares + np.square(x).sum(axis=(0, 1))
+    count += x.shape[0] * x.shape[1]
+  mean = total / count
+  deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+  scale = deviation + 0.1 * deviation.mean()
+  scale = np.where(scale > 0, scale, 1.0)  # features that are all the same
+  return mean.astype(np.float32), scale.astype(np.float32)
+
+
 def train_batches(
   source: ClipSource,
   *,

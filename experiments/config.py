@@ -135,7 +135,7 @@ FIELDS: dict[str, Field] = {
   'model.hidden_size': _count(),
   'model.num_layers': _count(),
   'model.head': _choice('concat', 'gated_embedding'),
-  'model.feature_norm': _choice('none', 'layer'),
+  'model.feature_norm': _choice('none', 'layer', 'standard'),
   'model.dropout': _RATE,
   'model.input_dropout': _RATE,
   'model.attention_temperature': _POSITIVE,

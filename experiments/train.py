@@ -308,8 +308,12 @@ def run(
   replicated = NamedSharding(mesh, PartitionSpec())
 
   state = init_state(config, model, optimizer, shape)
-  state = checkpoints.restore_latest(state) or state
-  state = jax.device_put(state, replicated)
+  restored = checkpoints.restore_latest(state)
+  if restored is None and config.model.feature_norm == 'standard':
+    statistics = pipeline.feature_statistics(splits.train)
+    params = models.with_statistics(state.params, *statistics)
+    state = state._replace(params=params)
+  state = jax.device_put(restored or state, replicated)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
   step_fn = jax.jit(

@@ -246,3 +246,17 @@ def test_labels_are_checked():
   clips.labels[3] = 8
   with pytest.raises(DataError, match=r"'train_000003'.*0\.\.7.*got 8"):
     pipeline.check_labels(clips)
+
+
+def test_feature_statistics_are_those_of_all_frames(clips):
+  source = ca.CompositeActions('train', num_clips=3)
+  mean, scale = pipeline.feature_statistics(source, max_frames=10**6)
+  x = np.concatenate([source[i]['features'] for i in range(3)])
+  x = x.astype(np.float64).reshape(-1, x.shape[-1])
+  deviation = x.std(axis=0)
+  np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
+  floor = 0.1 * deviation.mean()
+  np.testing.assert_allclose(scale, deviation + floor, rtol=1e-4)
+  few, _ = pipeline.feature_statistics(clips, max_frames=1)  # one frame a clip
+  assert np.isfinite(few).all()
+  assert mean.dtype == scale.dtype == np.float32

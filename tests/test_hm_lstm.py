@@ -1,7 +1,5 @@
 """The HM-LSTM against the NumPy loop, and its properties."""
 
-import itertools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -339,32 +337,6 @@ def test_initial_rate_sets_the_bias(rate):
     assert float(reference.sigmoid(layer.bias_z)) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize('sizes', [(3,), (3, 4, 2)])
-def test_lstm_equals_the_loop(sizes):
-  cell = cells.LSTM(sizes)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda p: jnp.asarray(rng.normal(size=p.shape)),
-    cell.init(jax.random.key(0), D, jnp.float64),
-  )
-  layers = [
-    {
-      'W': np.asarray(p.bottom_up),
-      'U': np.asarray(p.recurrent),
-      'b': np.asarray(p.bias),
-    }
-    for p in params.layers
-  ]
-  state = cell.initial_state((), jnp.float64)
-  c, h = [np.zeros(s) for s in sizes], [np.zeros(s) for s in sizes]
-  for x in rng.normal(size=(T, D)):
-    state, out = cell.step(params, state, jnp.asarray(x))
-    c, h = reference.lstm_step(layers, c, h, x)
-    for ours, theirs in itertools.chain(zip(state.c, c), zip(state.h, h)):
-      np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE)
-    np.testing.assert_allclose(out.h, np.concatenate(h), rtol=TOLERANCE)
-
-
 def test_one_layer_that_only_updates_is_an_lstm():
   """One layer that never finds a boundary is an LSTM."""
   hm, lstm = HMLSTM((4,), boundary='given'), cells.LSTM((4,))
@@ -379,3 +351,164 @@ def test_one_layer_that_only_updates_is_an_lstm():
     a, _ = hm.step(params, a, jnp.asarray(x), boundaries=jnp.zeros(1))
     b, _ = lstm.step(plain, b, jnp.asarray(x))
     chex.assert_trees_all_close((a.c, a.h), (b.c, b.h), rtol=1e-12)
+
+
+# --- every straight-through gradient, by finite differences -----------------
+
+
+def _surrogate_loss(cell, params, x, readout, noise, base, slope):
+  """The loop's loss with z = hard + soft - soft_0; records or reads base.
+
+  hard and soft_0 are the numbers at the point where the gradient is taken, so
+  the finite differences of this loss are the straight-through gradient.
+  """
+  sizes, record = cell.hidden_sizes, not base
+  c, h = [np.zeros(s) for s in sizes], [np.zeros(s) for s in sizes]
+  z, total = [0.0] * len(sizes), 0.0
+  for t in range(T):
+
+    def detect(l, a, t=t):
+      if cell.boundary == 'gumbel':
+        soft = float(reference.sigmoid((a + noise[t][l]) / cell.temperature))
+      else:
+        soft = max(0.0, min(1.0, (slope * float(a) + 1) / 2))
+      if record:
+        base[t, l] = float(soft > 0.5), soft
+      hard, soft_0 = base[t, l]
+      return hard + soft - soft_0, soft
+
+    c, h, z, _, _ = reference.hm_lstm_step(
+      _reference_layers(params), c, h, z, x[t],
+      detect=detect, zero_copied=cell.copied_boundary == 'zero',
+    )  # fmt: skip
+    total += np.concatenate(h) @ readout[t]
+  return float(total)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'boundary': 'gumbel'},
+    {'boundary': 'gumbel', 'copied_boundary': 'zero', 'temperature': 1.0},
+    {'boundary': 'straight_through'},
+    {'boundary': 'straight_through', 'top_detector': False},
+  ],
+)
+def test_straight_through_gradient_equals_finite_differences(options):
+  """Through both choices, of the layer itself and of the layer above."""
+  cell = HMLSTM((2, 2, 2), layer_norm=True, **options)
+  params = jax.tree.map(lambda p: 0.5 * p, _random_params(cell, seed=11))
+  key, scale, slope = jax.random.key(6), 0.7, 0.4
+  rng = np.random.default_rng(1)
+  x, readout = rng.normal(size=(T, D)), rng.normal(size=(T, 6))
+  drawn = cell.boundary == 'gumbel'
+  noise = [
+    [
+      scale
+      * float(
+        stochastic.sample_logistic(
+          jax.random.fold_in(jax.random.fold_in(key, t), l), (), (1,)
+        )[0]
+      )
+      for l in range(3)
+    ]
+    for t in range(T)
+  ]
+
+  @jax.jit
+  def loss(params):
+    state, total = cell.initial_state((), jnp.float64), 0.0
+    for t in range(T):
+      state, out = cell.step(
+        params, state, jnp.asarray(x[t]),
+        jax.random.fold_in(key, t) if drawn else None,
+        slope=slope, noise=scale,
+      )  # fmt: skip
+      total += out.h @ readout[t]
+    return total
+
+  base = {}
+  args = x, readout, noise, base, slope
+  value = _surrogate_loss(cell, params, *args)
+  np.testing.assert_allclose(float(loss(params)), value, rtol=1e-10)
+  assert {hard for hard, _ in base.values()} == {0.0, 1.0}
+  gradient, _ = ravel_pytree(jax.grad(loss)(params))
+  flat, unravel = ravel_pytree(params)
+  numerical = []
+  for k in range(0, flat.size, 3):
+    at = lambda e, k=k: _surrogate_loss(cell, unravel(flat.at[k].add(e)), *args)
+    numerical.append((at(1e-6) - at(-1e-6)) / 2e-6)
+  np.testing.assert_allclose(gradient[::3], numerical, rtol=1e-5, atol=1e-7)
+  assert np.any(ravel_pytree(jax.grad(loss)(params).layers[0].bias_z)[0])
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.4, 1.0])
+def test_drawn_boundaries_of_four_layers_equal_the_loop(noise):
+  cell = HMLSTM((2, 3, 4, 5), copied_boundary='zero', layer_norm=True)
+  params = _random_params(cell)
+  layers, key = _reference_layers(params), jax.random.key(4)
+  state = cell.initial_state((), jnp.float64)
+  c, h = [np.zeros(s) for s in cell.hidden_sizes], None
+  h, z = [v.copy() for v in c], [0.0] * 4
+  step = jax.jit(cell.step)
+  for t, x in enumerate(np.random.default_rng(2).normal(size=(T, D))):
+    key_t = jax.random.fold_in(key, t)
+    state, out = step(params, state, jnp.asarray(x), key_t, noise=noise)
+
+    def detect(l, a, key_t=key_t):
+      key_l = jax.random.fold_in(key_t, l)
+      e = float(stochastic.sample_logistic(key_l, (), (1,))[0])
+      return reference.gumbel_boundary(float(a), noise * e, cell.temperature)
+
+    c, h, z, _, operations = reference.hm_lstm_step(
+      layers, c, h, z, x, detect=detect, zero_copied=True
+    )
+    np.testing.assert_allclose(out.h, np.concatenate(h), rtol=1e-10)
+    np.testing.assert_array_equal(out.z, z)
+    np.testing.assert_array_equal(out.operation, operations)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_operations_keep_their_promises_in_low_precision(dtype):
+  """Drawn boundaries under jit: 0/1, bit-equal COPY, layer 1 never COPYs."""
+  cell = HMLSTM((4, 4, 4), boundary_rate=0.4)
+  params = cell.init(jax.random.key(0), D, dtype)
+  state = cell.initial_state((64,), dtype)
+  step = jax.jit(cell.step)
+  seen = set()
+  for t in range(T):
+    key = jax.random.fold_in(jax.random.key(1), t)
+    x = jax.random.normal(jax.random.fold_in(key, 9), (64, D), dtype)
+    before, (state, out) = state, step(params, state, x, key)
+    assert out.h.dtype == dtype
+    z = np.asarray(out.z, np.float64)
+    assert set(np.unique(z)) <= {0.0, 1.0}
+    operation = np.asarray(out.operation)
+    flush = np.asarray(before.z, np.float64) == 1
+    below = np.concatenate([np.ones((64, 1)), z[:, :-1]], axis=1) == 1
+    np.testing.assert_array_equal(
+      operation, np.where(flush, FLUSH, np.where(below, UPDATE, COPY))
+    )
+    assert not np.any(operation[:, 0] == COPY)
+    for l in range(3):
+      copied = operation[:, l] == COPY
+      chex.assert_trees_all_equal(
+        (state.c[l][copied], state.h[l][copied]),
+        (before.c[l][copied], before.h[l][copied]),
+      )
+    seen |= set(operation.ravel().tolist())
+  assert seen == {COPY, UPDATE, FLUSH}
+
+
+@pytest.mark.parametrize('batch_shape', [(2,), (2, 3)])
+def test_any_leading_shape_equals_the_rows(batch_shape):
+  cell = HMLSTM((3, 2), boundary='straight_through', layer_norm=True)
+  params = _random_params(cell)
+  x = jnp.asarray(np.random.default_rng(2).normal(size=(2, *batch_shape, D)))
+  state = cell.initial_state(batch_shape, jnp.float64)
+  rows = cell.initial_state((int(np.prod(batch_shape)),), jnp.float64)
+  for x_t in x:
+    state, out = cell.step(params, state, x_t)
+    rows, out_rows = cell.step(params, rows, x_t.reshape(-1, D))
+  flat = jax.tree.map(lambda v: v.reshape(-1, v.shape[-1]), (state, out))
+  chex.assert_trees_all_close(flat, (rows, out_rows), rtol=1e-12)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hman_jax import models
+from hman_jax import losses, models
 from hman_jax.models import heads
-from hman_jax.unroll import unroll
 
 import reference
 
@@ -241,33 +240,165 @@ def test_a_missing_key_is_named():
     model.apply(variables, x)
 
 
-class TestUnroll:
-  """The scan by itself."""
+@pytest.mark.parametrize('boundary', ['straight_through', 'soft', 'given'])
+def test_stream_equals_batch_for_every_boundary(boundary, keys):
+  model, variables, x = _make(cell_options={'boundary': boundary})
+  z = jnp.asarray(np.random.default_rng(0).integers(0, 2, (B, T, 2)), float)
+  given = lambda s: z[:, s] if boundary == 'given' else None
+  run = lambda s, **kw: model.apply(
+    variables, x[:, s], key=keys, boundary_slope=2.0, boundaries=given(s), **kw
+  )
+  whole, state = run(slice(None)), None
+  for t in range(T):
+    at = slice(t, t + 1)
+    out = run(at, state=state, start=t)
+    state = out.state
+    chex.assert_trees_all_close(out.logits, whole.logits[:, at], atol=1e-6)
+  chex.assert_trees_all_close(state, whole.state, atol=1e-6)
 
-  @staticmethod
-  def _step(carry, x, key):
-    noise = 0.0 if key is None else jax.random.normal(key)
-    new = 0.5 * carry + x + noise
-    return new, new
 
-  def test_reverse_passes_over_padding(self):
-    x = jnp.arange(8.0).reshape(2, 4)
-    mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
-    last, out = unroll(self._step, jnp.zeros(2), x, mask=mask, reverse=True)
-    short, _ = unroll(self._step, jnp.zeros(1), x[1:, 1::-1])
-    chex.assert_trees_all_close(last[1], short[0])
-    assert not np.any(out[1, 2:])
+@pytest.mark.parametrize('cell', CELLS)
+@pytest.mark.parametrize('initial_state', ['zeros', 'mean_features'])
+def test_a_row_of_padding_only_has_finite_gradients(cell, initial_state, keys):
+  """As the last batch of an evaluation, or of a shard, may hold."""
+  model, variables, x = _make(cell, initial_state=initial_state)
+  mask = jnp.asarray(np.arange(T)[None] < np.array([[6], [3], [0]]))
+  x = jnp.where(mask[..., None, None], x, 0.0)
+  labels = jnp.array([0, 1, 2])
 
-  def test_keys_count_on_from_start(self):
-    x = jnp.ones((1, 4))
-    key = jax.random.key(0)
-    whole, _ = unroll(self._step, jnp.zeros(1), x, key=key)
-    half, _ = unroll(self._step, jnp.zeros(1), x[:, :2], key=key)
-    rest, _ = unroll(self._step, half, x[:, 2:], key=key, start=2)
-    chex.assert_trees_all_close(rest, whole, rtol=1e-6)
+  def loss(v):
+    out = model.apply(v, x, mask, key=keys)
+    return losses.cross_entropy(out.logits, labels, mask), out
 
-  def test_wrong_shapes_are_named(self):
-    with pytest.raises(ValueError, match=r'same leading \[B, T\]'):
-      unroll(
-        self._step, jnp.zeros(2), jnp.ones((2, 3)), mask=jnp.ones((2, 4)) > 0
+  per_clip, out = loss(variables)
+  assert float(per_clip[2]) == 0.0
+  assert not np.any(out.attention.weights[2])
+  gradient = jax.grad(lambda v: jnp.sum(loss(v)[0]))(variables)
+  chex.assert_tree_all_finite(gradient)
+  alone = jax.grad(lambda v: jnp.sum(loss(v)[0][:2]))(variables)
+  chex.assert_trees_all_close(gradient, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+@pytest.mark.parametrize('dtype', [jnp.uint8, jnp.float16])
+def test_features_of_few_bits_are_read_in_float32(attention, dtype, keys):
+  model, variables, x = _make('hm_lstm', attention)
+  x = (x * 30 + 100).astype(dtype)
+  loss = lambda v, x: jnp.sum(model.apply(v, x, key=keys).logits ** 2)
+  few = jax.value_and_grad(loss)(variables, x)
+  many = jax.value_and_grad(loss)(variables, x.astype(jnp.float32))
+  chex.assert_trees_all_close(few, many, rtol=1e-5, atol=1e-5)
+
+
+def test_mean_features_are_the_loop_whatever_the_dtype(mask):
+  x = jax.random.normal(jax.random.key(1), (B, T, N, D)) * 50
+  x = x.astype(jnp.float16)
+  ours = models.mean_features(x, mask)
+  for b in range(B):
+    rows = np.asarray(x[b][mask[b]], np.float64)
+    np.testing.assert_allclose(ours[b], rows.mean(axis=(0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize('sizes', [(4,), (4, 3), (2, 3, 4)])
+def test_heads_equal_the_loop_in_float64(sizes):
+  rng = np.random.default_rng(0)
+  random = lambda tree: jax.tree.map(lambda p: rng.normal(size=p.shape), tree)
+  hs = [rng.normal(size=s) for s in sizes]
+  joint = np.concatenate(hs)
+  gated, concat = heads.GatedEmbedding(size=7), heads.Concat()
+  with jax.enable_x64(True):
+    p = random(gated.init(jax.random.key(0), sizes, C))
+    np.testing.assert_allclose(
+      gated.apply(p, jnp.asarray(joint)),
+      reference.gated_embedding(
+        p['gates'], p['embeddings'], p['logits']['kernel'],
+        p['logits']['bias'], hs,
+      ),
+      rtol=1e-10,
+    )  # fmt: skip
+    p = random(concat.init(jax.random.key(0), sizes, C))
+    np.testing.assert_allclose(
+      concat.apply(p, jnp.asarray(joint)),
+      joint @ p['kernel'] + p['bias'],
+      rtol=1e-10,
+    )
+
+
+def test_the_paper_system_equals_the_loops(mask, keys):
+  """Attention, three layers and head chained as section 3 says, by row."""
+  model = models.create(
+    C, attention='gumbel_adaptive', hidden_sizes=(4, 3, 2),
+    attention_options={'num_locations': N, 'position_code': 'sincos'},
+  )  # fmt: skip
+  x = jax.random.normal(jax.random.key(1), (B, T, N, D))
+  variables = model.init(jax.random.key(0), x)
+  out = model.apply(variables, x, mask, deterministic=True)
+  p = jax.tree.map(lambda v: np.asarray(v, np.float64), variables['params'])
+  code = reference.position_code('sincos', N)
+  fields = {
+    'W': 'bottom_up', 'U': 'recurrent', 'V': 'top_down', 'b': 'bias',
+    'w_z': 'bottom_up_z', 'u_z': 'recurrent_z', 'v_z': 'top_down_z',
+    'b_z': 'bias_z',
+  }  # fmt: skip
+  layers = [
+    {k: getattr(layer, n) for k, n in fields.items()}
+    for layer in p['cell'].layers
+  ]
+  scorer = p['attention']['location_logits']
+  detect = lambda l, a: reference.gumbel_boundary(float(a), 0.0, 0.3)
+  for b in range(B):
+    c, h = [np.zeros(s) for s in (4, 3, 2)], [np.zeros(s) for s in (4, 3, 2)]
+    z = [0.0] * 3
+    for t in range(LENGTHS[b]):
+      e = reference.location_logits(scorer['kernel'], scorer['bias'], h[0])
+      pick = int(e.argmax())
+      context = np.concatenate([np.asarray(x[b, t, pick]), code[pick]])
+      c, h, z, probs, _ = reference.hm_lstm_step(
+        layers, c, h, z, context, detect=detect
       )
+      logits = np.concatenate(h) @ p['head']['kernel'] + p['head']['bias']
+      np.testing.assert_allclose(out.logits[b, t], logits, atol=2e-5)
+      np.testing.assert_array_equal(out.cell.z[b, t], z)
+      np.testing.assert_allclose(out.cell.boundary_prob[b, t], probs, atol=2e-5)
+
+
+# --- normalisation of the features -------------------------------------------
+
+
+@pytest.mark.parametrize('cell', ['hm_lstm', 'none'])
+def test_standard_features_are_the_features_standardised_before(cell, keys):
+  attention = 'none' if cell == 'none' else 'gumbel_adaptive'
+  rng = np.random.default_rng(0)
+  mean = rng.normal(size=D).astype(np.float32)
+  scale = rng.uniform(0.5, 2.0, size=D).astype(np.float32)
+  model, variables, x = _make(cell, attention, feature_norm='standard')
+  plain, _, _ = _make(cell, attention)
+  same = model.apply(variables, x, key=keys).logits
+  chex.assert_trees_all_equal(plain.apply(variables, x, key=keys).logits, same)
+  variables = models.with_statistics(variables, mean, scale)
+  ours = model.apply(variables, x, key=keys).logits
+  before = plain.apply(variables, (np.asarray(x) - mean) / scale, key=keys)
+  chex.assert_trees_all_close(ours, before.logits, atol=1e-5)
+  gradient = jax.grad(lambda v: jnp.sum(model.apply(v, x, key=keys).logits))
+  assert not any(map(np.any, jax.tree.leaves(
+    gradient(variables)['params']['features']
+  )))  # fmt: skip
+
+
+def test_statistics_that_do_not_fit_are_named():
+  _, variables, _ = _make()
+  with pytest.raises(ValueError, match='feature_norm'):
+    models.with_statistics(variables, np.zeros(D), np.ones(D))
+  _, variables, _ = _make(feature_norm='standard')
+  with pytest.raises(ValueError, match='scale: expected shape'):
+    models.with_statistics(variables, np.zeros(D), np.ones(D + 1))
+
+
+@pytest.mark.parametrize('norm', ['layer', 'standard'])
+def test_integer_features_are_normalised_in_float32(norm):
+  x = jnp.array([[0, 100], [30, 200]], jnp.uint8)
+  params = models.features.init_statistics(norm, 2)
+  ours = models.features.normalise(x, norm, params)
+  many = models.features.normalise(x.astype(jnp.float32), norm, params)
+  assert ours.dtype == jnp.float32
+  chex.assert_trees_all_equal(ours, many)

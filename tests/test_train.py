@@ -14,10 +14,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import quickstart
+from data import pipeline
 from data.composite_actions import CompositeActions
 from data.pipeline import train_batches
 from experiments import config as config_lib
-from experiments import evaluation, train
+from experiments import datasets, evaluation, train
 from experiments.checkpoint import Checkpoints
 from experiments.reporting import RunLog
 
@@ -111,6 +112,23 @@ def test_mesh_and_pmap_equal_one_device(name):
     _setup(config)[0].params,
   )
   assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_standard_features_keep_their_statistics(tmp_path):
+  """They are those of the training clips, and training leaves them alone."""
+  config = _config(**{'model.feature_norm': 'standard'})
+  source = _source()
+  splits = datasets.Splits(source, source, source, preprocessing={})
+  checkpoints = Checkpoints(tmp_path, 2)
+  log = RunLog(tmp_path, 1, 0.0)
+  mesh = train.data_mesh(config.train.batch_size)
+  state = train.run(config, splits, mesh, checkpoints, log)
+  log.close()
+  checkpoints.close()
+  statistics = state.params['params']['features']
+  mean, scale = pipeline.feature_statistics(source)
+  np.testing.assert_array_equal(statistics['mean'], mean)
+  np.testing.assert_array_equal(statistics['scale'], scale)
 
 
 @pytest.mark.parametrize('name', config_lib.PRESETS)

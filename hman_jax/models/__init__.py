@@ -6,7 +6,7 @@ from typing import Any
 from hman_jax import attention as attentions
 from hman_jax.cells import CELLS
 from hman_jax.cells.base import check_choice
-from hman_jax.models.features import FEATURE_NORMS
+from hman_jax.models.features import FEATURE_NORMS, with_statistics
 from hman_jax.models.heads import HEADS, Concat, GatedEmbedding, Head
 from hman_jax.models.recogniser import (
   INITIAL_STATES,
@@ -47,7 +47,8 @@ def create(
     initial_state: 'zeros' or 'mean_features'.
     input_dropout: dropout rate on the attended feature, in [0, 1).
     dropout: dropout rate before the head, in [0, 1).
-    feature_norm: 'none' or 'layer'.
+    feature_norm: 'none', 'layer' or 'standard'; the last needs
+      `with_statistics` of the training features.
 
   Returns:
     A `Recogniser`, or a `SoftmaxRegression` for cell='none'.
@@ -100,4 +101,5 @@ __all__ = [
   'SoftmaxRegression',
   'create',
   'mean_features',
+  'with_statistics',
 ]

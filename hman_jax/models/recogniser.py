@@ -10,7 +10,7 @@ from hman_jax import stochastic
 from hman_jax.attention import Attention, AttentionOutput
 from hman_jax.cells import Cell
 from hman_jax.models import heads
-from hman_jax.models.features import normalise
+from hman_jax.models.features import init_statistics, normalise
 from hman_jax.types import Array, Key
 from hman_jax.unroll import unroll
 
@@ -44,7 +44,8 @@ class Recogniser:
       logits_t = head([h^1_t; ...; h^L_t])
 
   (HM-AN, arXiv 1708.07590, section 3.) Static options only; parameters are a
-  pytree `{'params': {'attention', 'cell', 'head'[, 'initial_state']}}`.
+  pytree `{'params': {'attention', 'cell', 'head'[, 'initial_state'][,
+  'features']}}`.
 
   Attributes:
     num_classes: C.
@@ -56,7 +57,7 @@ class Recogniser:
       1511.04119).
     input_dropout: dropout rate on x_t, in [0, 1).
     dropout: dropout rate on the hidden states that the head reads, in [0, 1).
-    feature_norm: 'none' or 'layer' (see `features.normalise`).
+    feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
 
   Example:
     >>> import jax
@@ -100,6 +101,7 @@ class Recogniser:
       'attention': variables.get('params', {}),
       'cell': self.cell.init(keys[1], context_size),
       'head': self.head.init(keys[2], self.cell.hidden_sizes, self.num_classes),
+      **init_statistics(self.feature_norm, size),
     }
     if self.initial_state == 'mean_features':
       params['initial_state'] = tuple(
@@ -157,7 +159,7 @@ class Recogniser:
     if sample_boundaries is None:
       sample_boundaries = not deterministic
     self._check_key(key, deterministic)
-    features = normalise(features, self.feature_norm)
+    features = normalise(features, self.feature_norm, params)
     if state is None:
       state = self._first_state(params, features, mask)
     inputs = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from hman_jax import stochastic
 from hman_jax.models import heads
-from hman_jax.models.features import normalise
+from hman_jax.models.features import init_statistics, normalise
 from hman_jax.models.recogniser import RecogniserOutput
 from hman_jax.types import Array, Key
 from hman_jax.unroll import unroll
@@ -23,7 +23,7 @@ class SoftmaxRegression:
   Attributes:
     num_classes: C.
     input_dropout: dropout rate on vec(X_t), in [0, 1).
-    feature_norm: 'none' or 'layer' (see `features.normalise`).
+    feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
 
   Example:
     >>> import jax
@@ -41,8 +41,11 @@ class SoftmaxRegression:
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features `[B, T, N, D]`: `{'params': ...}`."""
     del mask
-    size = features.shape[-2] * features.shape[-1]
-    return {'params': {'head': heads.init_dense(key, size, self.num_classes)}}
+    num_locations, size = features.shape[-2:]
+    head = heads.init_dense(key, num_locations * size, self.num_classes)
+    return {
+      'params': {'head': head, **init_statistics(self.feature_norm, size)}
+    }
 
   def apply(
     self,
@@ -73,7 +76,7 @@ class SoftmaxRegression:
       ValueError: if a key is missing where noise is drawn.
     """
     del mask, unused
-    features = normalise(features, self.feature_norm)
+    features = normalise(features, self.feature_norm, variables['params'])
     x = features.reshape(*features.shape[:2], -1).astype(jnp.float32)
     if self.input_dropout and not deterministic:
       if key is None:
