@@ -81,6 +81,12 @@ def get_config() -> ml_collections.ConfigDict:
   # part of the training, so that training ends as evaluation is: deterministic.
   train.boundary_noise_end = 0.0
   train.boundary_noise_part = 0.8
+  # A loss or gradient that is not finite: stop (never saved), or skip the step,
+  # up to max_skipped times in a run.
+  train.on_nonfinite = 'stop'
+  train.max_skipped = 10
+  train.accumulate_steps = 1  # parts of a batch that are computed in turn
+  train.ema_decay = 0.0  # of the parameters that are evaluated; 0: none
   train.eval_every = 500  # steps between evaluations on validation
   train.log_every = 20  # steps between records in metrics.jsonl
   train.log_seconds = 10.0  # between lines on the screen

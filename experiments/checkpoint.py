@@ -1,83 +1,317 @@
-"""Checkpoints: the latest few, and the best on validation (Orbax, isolated)."""
+"""Checkpoints: the latest few, and the best on validation (Orbax, isolated).
 
+Each holds the state and a record that proves it (`integrity`). A state that is
+not finite is never saved; an older one is deleted only after the new one was
+read back and found whole.
+"""
+
+import os
 import pathlib
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from experiments import integrity
+from experiments.errors import CheckpointError, NonFiniteError, StorageError
+
+FORMAT = 1
+_ROOM = 2.2  # free space asked for, in sizes of the state: it is kept twice
 
 
 class Checkpoints:
   """Saves and restores training states below a working directory.
 
   `checkpoints/` holds the latest `keep` states, `best/` the one with the
-  highest score on validation; of equal scores the later one.
+  highest score on validation; of equal scores the later one. A damaged state
+  is moved to `damaged/`, with a line that says so.
 
   Args:
     workdir: the working directory.
     keep: how many of the latest states to keep.
+    fingerprint: what the run is; a state of another run is refused. None: any
+      run's, for programs that read.
+    refuse_damaged: raise at a damaged state, where the one before it would do.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int):
-    self._latest = _manager(
-      workdir / 'checkpoints', ocp.CheckpointManagerOptions(max_to_keep=keep)
-    )
-    self._best = _manager(
-      workdir / 'best', ocp.CheckpointManagerOptions(max_to_keep=1)
-    )
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    keep: int,
+    fingerprint: Mapping[str, Any] | None = None,
+    refuse_damaged: bool = False,
+  ):
+    self._workdir = workdir
+    self._keep = keep
+    self._fingerprint = fingerprint
+    self._refuse_damaged = refuse_damaged
+    self._latest = _Directory(workdir / 'checkpoints')
+    self._best = _Directory(workdir / 'best')
 
   def save(self, step: int, state: Any) -> None:
-    """Saves the latest state."""
-    if self._latest.latest_step() != step:
-      _save(self._latest, step, state, {})
+    """Saves the latest state.
+
+    Raises:
+      NonFiniteError: if a number of the state is not finite.
+      StorageError: if it cannot be written; older states are as they were.
+    """
+    if step not in self._latest.steps():
+      self._latest.save(step, state, self._fingerprint or {})
+    for old in self._latest.steps()[: -self._keep]:
+      self._latest.delete(old)
 
   def save_best(self, step: int, state: Any, score: float) -> None:
-    """Saves the state if its score is the highest so far."""
+    """Saves the state if its score is the highest so far; raises as `save`."""
     best = self.best_score()
     if best is None or (score >= best[1] and step > best[0]):
-      _save(self._best, step, state, {'score': score})
+      fingerprint = {**(self._fingerprint or {}), 'score': score}
+      self._best.save(step, state, fingerprint)
+    for old in self._best.steps()[:-1]:
+      self._best.delete(old)
 
   def best_score(self) -> tuple[int, float] | None:
-    """(step, score) of the best state, or None."""
-    step = self._best.latest_step()
-    if step is None:
+    """(step, score) of the best state, or None.
+
+    Raises:
+      CheckpointError: if its record is damaged.
+    """
+    if not self._best.steps():
       return None
-    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    return step, self._best.restore(step, args=args).metadata['score']
+    step = self._best.steps()[-1]
+    try:
+      return step, self._best.record(step)['fingerprint']['score']
+    except (_DamagedError, KeyError) as e:
+      raise self._best_damaged(step, str(e)) from e
 
   def latest_step(self) -> int | None:
     """The step of the latest state, or None."""
-    return self._latest.latest_step()
+    steps = self._latest.steps()
+    return steps[-1] if steps else None
 
   def restore_latest(self, like: Any) -> Any | None:
-    """The latest state, or None; `like` gives shapes and types."""
-    step = self._latest.latest_step()
-    return None if step is None else _restore(self._latest, step, like)
+    """The latest whole state, or None if none was ever saved.
 
-  def restore_best(self, like: Any) -> Any:
-    """The best state on validation; `like` gives shapes and types."""
-    return _restore(self._best, self._best.latest_step(), like)
+    Args:
+      like: a state of the model: shapes, types and where to put the arrays.
+
+    Returns:
+      The state.
+
+    Raises:
+      CheckpointError: if a state is of another model or another run, or no
+        state is whole.
+    """
+    damaged = []
+    while steps := self._latest.steps():
+      step = steps[-1]
+      try:
+        state = self._latest.restore(step, like, self._fingerprint)
+      except _DamagedError as e:
+        path = self._latest.path / str(step)
+        what = f'{path}: the checkpoint of step {step} is damaged ({e})'
+        if self._refuse_damaged:
+          raise CheckpointError(
+            f'{what}. Without --refuse_damaged the one before it is used.'
+          ) from e
+        aside = self._set_aside(path)
+        self._latest.reload()
+        print(f'WARNING: {what}; set aside as {aside}', flush=True)
+        damaged.append(step)
+        continue
+      if damaged:
+        print(f'WARNING: going on from step {step}', flush=True)
+      return state
+    if damaged:
+      raise CheckpointError(
+        f'{self._latest.path}: no checkpoint is whole; damaged: steps '
+        f'{damaged[::-1]}, now in {self._workdir / "damaged"}. Put back copies '
+        'of them, or start again with another --workdir.'
+      )
+    return None
+
+  def restore_best(self, like: Any) -> Any | None:
+    """The best state on validation, or None; as `restore_latest`."""
+    if not self._best.steps():
+      return None
+    step = self._best.steps()[-1]
+    try:
+      return self._best.restore(step, like, None)
+    except _DamagedError as e:
+      raise self._best_damaged(step, str(e)) from e
 
   def close(self) -> None:
     """Waits for what is being written."""
     self._latest.close()
     self._best.close()
 
+  def _best_damaged(self, step: int, why: str) -> CheckpointError:
+    path = self._best.path / str(step)
+    return CheckpointError(
+      f'{path}: the best state is damaged ({why}). Put back a copy of it, or '
+      'delete it: the best of the evaluations still to come, else the last '
+      'state, then takes its place.'
+    )
 
-def _manager(directory: pathlib.Path, options) -> ocp.CheckpointManager:
-  options.enable_async_checkpointing = False
-  return ocp.CheckpointManager(directory.absolute(), options=options)
+  def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
+    folder = self._workdir / 'damaged'
+    number = 0
+    while (aside := folder / f'{path.parent.name}_{path.name}_{number}').exists():
+      number += 1
+    try:
+      folder.mkdir(exist_ok=True)
+      path.rename(aside)
+    except OSError as e:
+      raise StorageError(
+        f'{path}: damaged, and cannot be moved to {aside}: {e.strerror}.'
+      ) from e
+    return aside
 
 
-def _save(manager, step: int, state: Any, metadata: dict) -> None:
-  args = ocp.args.Composite(
-    state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
-  )
-  manager.save(step, args=args, force=True)
-  manager.wait_until_finished()
+class _DamagedError(Exception):
+  """A state is not what was saved; the message says how."""
 
 
-def _restore(manager, step: int, like: Any) -> Any:
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-  args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-  return manager.restore(step, args=args).state
+class _Directory:
+  """States by step in one directory."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    try:
+      self._manager = ocp.CheckpointManager(
+        path.absolute(),
+        options=ocp.CheckpointManagerOptions(
+          enable_async_checkpointing=False, cleanup_tmp_directories=True
+        ),
+      )
+    except OSError as e:
+      raise StorageError(f'{path}: {e.strerror or e}.') from e
+
+  def steps(self) -> list[int]:
+    """Steps of the states, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def reload(self) -> None:
+    """Looks at the disk again."""
+    self._manager.reload()
+
+  def save(self, step: int, state: Any, fingerprint: Mapping) -> None:
+    """Writes a state, and reads it back."""
+    arrays = integrity.arrays_of(state)
+    for name, x in arrays.items():
+      if not np.isfinite(_as_number(x)).all():
+        raise NonFiniteError(
+          f'the state of step {step} is not finite in {name}; it is not saved.'
+        )
+    needed = sum(x.nbytes for x in arrays.values())
+    record = integrity.make(step, state, {'format': FORMAT, **fingerprint})
+    try:
+      free = shutil.disk_usage(self.path).free
+      if free < _ROOM * needed:
+        raise OSError('too little space is free')
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          integrity=ocp.args.JsonSave(record),
+        ),
+        force=True,
+      )
+      self._manager.wait_until_finished()
+      _sync(self.path / str(step))
+      self.restore(step, state, None)
+    except Exception as e:  # Orbax and TensorStore raise what they like
+      raise StorageError(self._no_room(step, needed, e)) from e
+
+  def restore(self, step: int, like: Any, fingerprint: Mapping | None) -> Any:
+    """Reads a state and proves it."""
+    record = self.record(step)
+    written = record['fingerprint']
+    if written['format'] != FORMAT:
+      raise CheckpointError(
+        f'{self.path / str(step)}: checkpoint of format {written["format"]} '
+        f'(hman_jax {record["version"]}); this version reads {FORMAT}.'
+      )
+    lines = []
+    if fingerprint is not None:
+      old = {k: v for k, v in written.items() if k != 'format'}
+      lines = integrity.fingerprint_differences(old, fingerprint)
+    lines += integrity.shape_differences(like, record)
+    if lines:
+      raise CheckpointError(
+        f'{self.path / str(step)}: a checkpoint of another run or model:\n  '
+        + '\n  '.join(lines)
+        + '\nGive another --workdir, or the old values to continue it.'
+      )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      state = self._manager.restore(step, args=args).state
+    except Exception as e:
+      raise _DamagedError(_first_line(e)) from e
+    wrong = integrity.damaged_arrays(state, record)
+    if wrong:
+      more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+      raise _DamagedError(f'wrong checksum: {", ".join(wrong[:3])}{more}')
+    return state
+
+  def record(self, step: int) -> integrity.Record:
+    """The record of a state; damaged unless sealed and of this step."""
+    args = ocp.args.Composite(integrity=ocp.args.JsonRestore())
+    try:
+      record = self._manager.restore(step, args=args).integrity
+    except Exception as e:
+      raise _DamagedError(f'no readable record: {_first_line(e)}') from e
+    if not integrity.is_sealed(record) or record['step'] != step:
+      raise _DamagedError('its record is not as it was written')
+    return record
+
+  def delete(self, step: int) -> None:
+    """Deletes a state."""
+    try:
+      self._manager.delete(step)
+    except OSError as e:
+      raise StorageError(f'{self.path / str(step)}: {e.strerror}.') from e
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._manager.close()
+
+  def _no_room(self, step: int, needed: int, error: Exception) -> str:
+    good = [s for s in self.steps() if s != step]
+    try:
+      free = f'{shutil.disk_usage(self.path).free / 1e6:.1f} MB are free'
+    except OSError:
+      free = 'free space unknown'
+    return (
+      f'{self.path}: the checkpoint of step {step} cannot be written '
+      f'({_first_line(error)}). It needs {_ROOM * needed / 1e6:.1f} MB; {free}. '
+      f'Last good step: {good[-1] if good else "none"}. Mend this and run the '
+      'same command to go on from there.'
+    )
+
+
+def _as_number(x: np.ndarray) -> np.ndarray:
+  """What numpy can test for being finite: bfloat16 as float32."""
+  if x.dtype.kind in 'biuf':
+    return x
+  return x.astype(np.float32)
+
+
+def _sync(directory: pathlib.Path) -> None:
+  """Has the disk hold the files of a directory, also after a power cut."""
+  paths = [directory.parent, directory, *directory.rglob('*')]
+  for path in paths:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  line = text.splitlines()[0]
+  return line if len(line) <= 200 else f'{line[:200]}...'

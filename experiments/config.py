@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -167,6 +167,10 @@ FIELDS: dict[str, Field] = {
   'train.clip_norm': _POSITIVE,
   'train.boundary_noise_end': _FRACTION,
   'train.boundary_noise_part': Field(float, low=0, high=1, open_low=True),
+  'train.on_nonfinite': _choice('stop', 'skip'),
+  'train.max_skipped': _count(0),
+  'train.accumulate_steps': _count(),
+  'train.ema_decay': _RATE,
   'train.eval_every': _count(),
   'train.log_every': _count(),
   'train.log_seconds': _NOT_NEGATIVE,
@@ -202,7 +206,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def check_flags(argv: Iterable[str]) -> None:
-  """Refuses overrides of unknown fields, before anything is parsed.
+  """Refuses overrides that are unknown or given twice, before any is parsed.
 
   Args:
     argv: the command line without the program's name.
@@ -210,10 +214,19 @@ def check_flags(argv: Iterable[str]) -> None:
   Raises:
     ConfigError: naming the field, with the nearest known one.
   """
+  seen: set[str] = set()
   for argument in argv:
-    match = re.match(r'--?config\.([^=\s]+)', argument)
-    if match and match[1] not in FIELDS:
-      raise ConfigError(_unknown(match[1], f'flag {argument!r}'))
+    match = re.match(r'--?(?:no)?(\w[\w.]*)', argument)
+    name = match[1] if match else ''
+    if name == 'flagfile':
+      raise ConfigError(
+        '--flagfile: not read; write a config file and give it by --config.'
+      )
+    if name.startswith('config.') and name[7:] not in FIELDS:
+      raise ConfigError(_unknown(name[7:], f'flag {argument!r}'))
+    if name and name in seen:
+      raise ConfigError(f'--{name}: given twice; leave one of them out.')
+    seen.add(name)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -287,22 +300,28 @@ def to_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
-def differences(old: Mapping, new: Mapping) -> list[str]:
-  """Fields in which two resolved configs differ and a run cannot go on.
+def differences(
+  old: Mapping, new: Mapping, allowed: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+  """Fields in which two resolved configs differ.
 
   Args:
     old: the run's config, a nested dict.
     new: this command's config, a nested dict.
+    allowed: fields that may differ, besides those that change no number.
 
   Returns:
-    One line a field.
+    (forbidden, harmless): one line a field; a run goes on without the former.
   """
   old, new = flatten(old), flatten(new)
-  return [
-    f'config.{name}: was {old.get(name)!r}, is {new.get(name)!r}'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and name not in RESUMABLE
-  ]
+  forbidden, harmless = [], []
+  for name in sorted(old.keys() | new.keys()):
+    if old.get(name) != new.get(name):
+      may = name in RESUMABLE or name in allowed
+      (harmless if may else forbidden).append(
+        f'{name}: was {old.get(name)!r}, is {new.get(name)!r}'
+      )
+  return forbidden, harmless
 
 
 def _unknown(name: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """From a config to the clips of training, validation and test."""
 
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections

@@ -1,6 +1,7 @@
 """The test protocol: every block of every clip, averaged; and its metrics."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,23 +54,32 @@ class Evaluator:
 
     self._apply = apply
 
-  def score(self, params: Any, source, *, both_modes: bool = False) -> dict:
+  def score(
+    self,
+    params: Any,
+    source,
+    *,
+    both_modes: bool = False,
+    check: Callable[[], None] = lambda: None,
+  ) -> dict:
     """All metrics of a split, as fractions.
 
     Args:
       params: of the model.
       source: a clip source.
       both_modes: also the boundary rates of the mode that is not used.
+      check: called before each batch; may raise to stop.
 
     Returns:
       Metrics by name, in the mode config.eval.boundary_mode.
     """
     sample = self._draws and self._config.eval.boundary_mode == 'sample'
     num_draws = self._config.eval.num_samples if sample else 1
-    draws = [self._outputs(params, source, sample, n) for n in range(num_draws)]
+    outputs = functools.partial(self._outputs, params, source, check)
+    draws = [outputs(sample, n) for n in range(num_draws)]
     scores = self._score(source, draws)
     if both_modes and self._draws:
-      other = self._outputs(params, source, not sample, 0)
+      other = outputs(not sample, 0)
       modes = {sample: draws[0], not sample: other}
       for mode, name in ((False, 'deterministic'), (True, 'sampled')):
         rates = metrics.boundary_rates(modes[mode]['z'], modes[mode]['mask'])
@@ -77,7 +87,7 @@ class Evaluator:
           scores[f'boundary/rate_{layer}_{name}'] = float(rate)
     return scores
 
-  def _outputs(self, params, source, sample: bool, draw: int) -> dict:
+  def _outputs(self, params, source, check, sample: bool, draw: int) -> dict:
     """Outputs and truth of all blocks, `[blocks, ...]`, padding rows left out.
 
     The T-frame blocks of a clip stay rows of their own.
@@ -92,6 +102,7 @@ class Evaluator:
     key = jax.random.fold_in(self._key, draw)
     parts = []
     for batch in batches:
+      check()
       shown = jax.device_get(self._apply(params, batch, key, sample))
       real = batch['weight'] > 0
       truth = {k: v for k, v in batch.items() if k != 'features'}

@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import config as config_lib
-from experiments.errors import HmanError
+from experiments.errors import HmanError, StoppedRun
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Recipe, a file in configs/.', lock_config=True
@@ -17,6 +17,16 @@ _WORKDIR = flags.DEFINE_string(
   None,
   'Directory of this run; a run that is there is continued. Default: '
   'work_dirs/<config>/<time>.',
+)
+_ALLOWED = flags.DEFINE_list(
+  'allow_config_change',
+  [],
+  'Fields, as train.learning_rate, in which a continued run may differ.',
+)
+_REFUSE_DAMAGED = flags.DEFINE_bool(
+  'refuse_damaged',
+  False,
+  'Stop at a damaged checkpoint, where the one before it would be used.',
 )
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks of user errors.')
 
@@ -33,21 +43,33 @@ def main(argv: list[str]) -> None:
   config = config_lib.resolve(_config())
 
   # Imported late: a mistake in a flag is told before JAX starts.
-  from experiments import datasets, runtime, train, workdir
-  from experiments.checkpoint import Checkpoints
-  from experiments.reporting import RunLog
+  from experiments import workdir
+  from experiments.stopping import Stop
 
+  stop = Stop()
+  stop.install()
+  allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
   directory = pathlib.Path(_WORKDIR.value or workdir.default(_recipe()))
-  workdir.check(directory, config)
+  workdir.check(directory, config, allowed)
   table = workdir.finished_table(directory)
   if table is not None:
     print(f'already complete at step {config.train.num_steps}: {directory}')
     print(table, end='')
     return
+  with workdir.owned(directory):
+    _run(config, directory, allowed, stop)
+
+
+def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
+  """A run in its own directory, from wherever it is to the table."""
+  from experiments import datasets, runtime, train, workdir
+  from experiments.checkpoint import Checkpoints
+  from experiments.reporting import RunLog
 
   runtime.enable_compilation_cache()
-  mesh = train.data_mesh(config.train.batch_size)
-  splits = datasets.load(config)
+  mesh = train.data_mesh(config.train)
+  splits = datasets.load(config, should_stop=stop.requested)
+  stop.check()
   workdir.claim(directory, config, splits)
   print(
     f'workdir: {directory}\nto continue after a stop, the same command with '
@@ -56,10 +78,15 @@ def main(argv: list[str]) -> None:
     f'{len(splits.test)} test clips',
     flush=True,
   )
-  checkpoints = Checkpoints(directory, config.checkpoint.keep)
+  checkpoints = Checkpoints(
+    directory,
+    config.checkpoint.keep,
+    workdir.fingerprint(config, splits, allowed),
+    _REFUSE_DAMAGED.value,
+  )
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
-  train.run(config, splits, mesh, checkpoints, log)
-  text, scores = train.final_evaluation(config, splits, checkpoints, log)
+  train.run(config, splits, mesh, checkpoints, log, stop)
+  text, scores = train.final_evaluation(config, splits, checkpoints, log, stop)
   path = workdir.finish(directory, scores, text)
   print(f'\n{text}\n\nmetrics: {path}')
   log.close()
@@ -99,7 +126,8 @@ def run() -> None:
     # Flags are not parsed if a flag is the mistake.
     if '--debug' in sys.argv[1:] or (_DEBUG.present and _DEBUG.value):
       raise
-    print(f'error: {e}', file=sys.stderr)
+    word = 'stopped' if isinstance(e, StoppedRun) else 'error'
+    print(f'{word}: {e}', file=sys.stderr)
     sys.exit(getattr(e, 'exit_code', 2))
 
 

@@ -1,12 +1,15 @@
 """What a run says: metrics.jsonl, TensorBoard events, lines on the screen."""
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Mapping
 
 import jax
 from tensorboardX import SummaryWriter
+
+from experiments.errors import StorageError
 
 _SCREEN = (
   ('acc/step', 'acc', '{:.3f}'),
@@ -32,7 +35,7 @@ class RunLog:
 
   def begin(self, step: int, num_steps: int, batch_size: int) -> None:
     """Starts at a step; records of later steps, of a lost run, are dropped."""
-    self._drop_after(step)
+    self._done = self._drop_after(step)
     self._events = SummaryWriter(self._folder, purge_step=step + 1)
     self._num_steps = num_steps
     self._batch_size = batch_size
@@ -87,14 +90,28 @@ class RunLog:
     records = map(json.loads, self._path.read_text().splitlines())
     return [r for r in records if r['mode'] == 'train'][-1]
 
+  def has(self, mode: str, step: int) -> bool:
+    """Whether there is a record of this kind at this step."""
+    return (mode, step) in self._done
+
   def close(self) -> None:
     """Writes what is still in memory."""
     self._events.close()
 
   def _record(self, mode: str, step: int, values: dict) -> None:
-    record = {'mode': mode, 'step': step, **values}
-    with self._path.open('a') as file:
-      file.write(json.dumps(record) + '\n')
+    # JSON has no word for what is not finite.
+    record = {'mode': mode, 'step': step} | {
+      k: v if math.isfinite(v) else None for k, v in values.items()
+    }
+    try:
+      with self._path.open('a') as file:
+        file.write(json.dumps(record) + '\n')
+    except OSError as e:
+      raise StorageError(
+        f'{self._path}: cannot write: {e.strerror}. Mend this and run the same '
+        'command to go on from the last checkpoint.'
+      ) from e
+    self._done.add((mode, step))
     for name, value in values.items():
       self._events.add_scalar(f'{mode}/{name}', value, step)
     self._events.flush()
@@ -112,17 +129,20 @@ class RunLog:
     parts.append(f'ETA {int(left // 60)}:{int(left % 60):02d}')
     return '  '.join(parts)
 
-  def _drop_after(self, step: int) -> None:
+  def _drop_after(self, step: int) -> set[tuple[str, int]]:
+    """Drops records of later steps; what the others are of."""
     if not self._path.exists():
-      return
-    kept = [
-      line
-      for line in self._path.read_text().splitlines()
-      if _step_of(line) <= step
-    ]
+      return set()
+    text = self._path.read_text(errors='replace')
+    kept = [line for line in text.splitlines() if _step_of(line) <= step]
     temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(line + '\n' for line in kept))
-    temporary.replace(self._path)
+    try:
+      temporary.write_text(''.join(line + '\n' for line in kept))
+      temporary.replace(self._path)
+    except OSError as e:
+      raise StorageError(f'{self._path}: cannot write: {e.strerror}.') from e
+    records = map(json.loads, kept)
+    return {(record['mode'], record['step']) for record in records}
 
 
 def _step_of(line: str) -> float:

@@ -14,8 +14,9 @@ from data import pipeline
 from experiments import evaluation, reporting
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
+from experiments.stopping import Stop
 from hman_jax import losses, models, stochastic
 
 STEPS_PER_SLOPE = 0.04  # slope annealing: min(5, 1 + 0.04 epoch)
@@ -30,12 +31,21 @@ class TrainState(NamedTuple):
     params: `{'params': ...}` of the model.
     opt_state: of the optimiser.
     baseline: float32 scalar, REINFORCE's moving reward baseline.
+    skipped: int32 scalar, steps left out since they were not finite.
+    averaged: moving average of the parameters, which is what is evaluated;
+      None without one.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
   baseline: jax.Array
+  skipped: jax.Array
+  averaged: Any = None
+
+  def evaluated(self) -> Any:
+    """The parameters to evaluate."""
+    return self.params if self.averaged is None else self.averaged
 
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -117,6 +127,8 @@ def init_state(config, model, optimizer, shape) -> TrainState:
     params=params,
     opt_state=optimizer.init(params),
     baseline=jnp.zeros(()),
+    skipped=jnp.zeros((), jnp.int32),
+    averaged=params if config.train.ema_decay else None,
   )
 
 
@@ -138,7 +150,9 @@ def make_train_step(
     `train_step(state, batch, key, axis_name=None) -> (state, metrics)`. It runs
     under `jit` with the batch sharded over a mesh, or under `pmap` with
     `axis_name`; the noise of a row depends on `batch['row']`, not on where it
-    is computed, so both give the same numbers.
+    is computed, so both give the same numbers. A step whose loss or gradient
+    is not finite changes nothing but `step` and `skipped`; its metric
+    `nonfinite` is 1.
   """
   loss_config, train = config.loss, config.train
 
@@ -210,7 +224,7 @@ def make_train_step(
     slope = jnp.minimum(MAX_SLOPE, 1.0 + STEPS_PER_SLOPE * epoch)
     noise = boundary_noise(train, state.step)
 
-    def total(params):
+    def total(params, batch, row_keys):
       loss, metrics, rewards = 0.0, [], []
       for draw in range(loss_config.num_samples):
         keys = stochastic.fold_in(row_keys, draw)
@@ -221,31 +235,68 @@ def make_train_step(
         rewards.append(reward)
         metrics.append(metrics_of(out, batch, reward, per_clip))
       average = jax.tree.map(lambda *m: jnp.mean(jnp.stack(m)), *metrics)
-      return loss, (average, jnp.stack(rewards))
+      return loss, (average, jnp.mean(jnp.stack(rewards)))
 
-    (_, (metrics, rewards)), gradient = jax.value_and_grad(total, has_aux=True)(
-      state.params
-    )
-    gradient, metrics = mean_over_devices((gradient, metrics), axis_name)
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
-    baseline = stochastic.update_baseline(
-      state.baseline,
-      mean_over_devices(jnp.mean(rewards), axis_name),
-      loss_config.baseline_decay,
+    def part(batch, keys):
+      (loss, aux), gradient = jax.value_and_grad(total, has_aux=True)(
+        state.params, batch, keys
+      )
+      return gradient, loss, *aux
+
+    gradient, loss, metrics, reward = mean_over_devices(
+      _mean_over_parts(part, batch, row_keys, train.accumulate_steps), axis_name
     )
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
-    state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      baseline=baseline,
+    finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
+    metrics['nonfinite'] = 1.0 - finite
+    updates, opt_state = optimizer.update(
+      gradient, state.opt_state, state.params
     )
+    params = optax.apply_updates(state.params, updates)
+    averaged = None
+    if train.ema_decay:
+      averaged = optax.incremental_update(
+        params, state.averaged, 1.0 - train.ema_decay
+      )
+    new = TrainState(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      baseline=stochastic.update_baseline(
+        state.baseline, reward, loss_config.baseline_decay
+      ),
+      skipped=state.skipped,
+      averaged=averaged,
+    )
+    old = state._replace(step=state.step + 1, skipped=state.skipped + 1)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    metrics['skipped'] = state.skipped.astype(jnp.float32)
     return state, metrics
 
   return train_step
+
+
+def _mean_over_parts(function, batch, keys, num_parts: int):
+  """The mean of a function over parts of a batch, computed in turn.
+
+  Part k takes the rows k, k + num_parts, ...: a batch that is spread over
+  devices stays where it is.
+  """
+  if num_parts == 1:
+    return function(batch, keys)
+  split = lambda x: jnp.swapaxes(
+    x.reshape(-1, num_parts, *x.shape[1:]), 0, 1
+  )
+  parts = jax.tree.map(split, (batch, keys))
+  first = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, function(*part)), None
+
+  total, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda x: x / num_parts, total)
 
 
 def boundary_noise(train: ml_collections.ConfigDict, step):
@@ -264,21 +315,70 @@ def _has_boundaries(out) -> bool:
   return out.cell is not None and out.cell.z is not None
 
 
-def data_mesh(batch_size: int) -> jax.sharding.Mesh:
+def data_mesh(train: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   """A 1-D mesh named 'data' over all devices.
 
+  Args:
+    train: config.train.
+
   Raises:
-    ConfigError: if the devices do not divide the batch.
+    ConfigError: if devices and parts do not divide the batch.
   """
   devices = jax.devices()
-  if batch_size % len(devices):
+  if train.batch_size % (len(devices) * train.accumulate_steps):
     raise ConfigError(
       f'config.train.batch_size: expected a multiple of the {len(devices)} '
-      f'devices, got {batch_size}.'
+      f'devices times config.train.accumulate_steps={train.accumulate_steps}, '
+      f'got {train.batch_size}.'
     )
   return jax.make_mesh(
     (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
   )
+
+
+class _Watch:
+  """Looks at the steps' metrics, one step late so that no step is waited for.
+
+  Args:
+    train: config.train.
+    source: the training clips, for their names.
+  """
+
+  def __init__(self, train: ml_collections.ConfigDict, source):
+    self._train, self._source = train, source
+    self._pending: tuple | None = None
+
+  def add(self, step: int, metrics: dict, batch: pipeline.Batch) -> None:
+    """Checks the step before, and takes this one."""
+    self.check()
+    self._pending = (
+      step, metrics['nonfinite'], metrics['skipped'], batch['clip']
+    )  # fmt: skip
+
+  def check(self) -> None:
+    """Raises `NonFiniteError` if the last step taken is one too many."""
+    if self._pending is None:
+      return
+    step, nonfinite, skipped, clips = self._pending
+    self._pending = None
+    if not float(nonfinite):
+      return
+    names = ', '.join(self._source.clip_names[i] for i in clips[:8])
+    more = f' and {len(clips) - 8} more' if len(clips) > 8 else ''
+    what = (
+      f'step {step}: the loss or its gradient is not finite. Clips of the '
+      f'batch: {names}{more}'
+    )
+    allowed = self._train.max_skipped
+    if self._train.on_nonfinite == 'skip' and int(skipped) <= allowed:
+      print(f'WARNING: {what}; skipped ({int(skipped)} of {allowed})')
+      return
+    raise NonFiniteError(
+      f'{what}. Nothing of this step is kept, and the checkpoint before it is '
+      'whole. Look for damaged features among these clips; else try a smaller '
+      'config.train.learning_rate or config.train.clip_norm, or '
+      'config.train.on_nonfinite=skip (with a larger config.train.max_skipped).'
+    )
 
 
 def run(
@@ -287,6 +387,7 @@ def run(
   mesh: jax.sharding.Mesh,
   checkpoints: Checkpoints,
   log: RunLog,
+  stop: Stop,
 ) -> TrainState:
   """Trains to config.train.num_steps, from the latest checkpoint if any.
 
@@ -296,9 +397,15 @@ def run(
     mesh: from `data_mesh`; batches are spread over it.
     checkpoints: where states are saved and restored.
     log: where metrics go.
+    stop: looked at between steps and evaluation batches.
 
   Returns:
     The last state. The best on validation is in `checkpoints`.
+
+  Raises:
+    StoppedRun: if asked to stop; the last finished step is saved.
+    NonFiniteError: if the loss is not finite.
+    StorageError: if something cannot be written.
   """
   train, shape = config.train, splits.train.feature_shape
   model = make_model(config, len(splits.train.class_names), shape)
@@ -312,7 +419,8 @@ def run(
   if restored is None and config.model.feature_norm == 'standard':
     statistics = pipeline.feature_statistics(splits.train)
     params = models.with_statistics(state.params, *statistics)
-    state = state._replace(params=params)
+    averaged = params if train.ema_decay else None
+    state = state._replace(params=params, averaged=averaged)
   state = jax.device_put(restored or state, replicated)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
@@ -331,26 +439,47 @@ def run(
     seed=config.seed,
     start_step=start,
   )
-  for step in range(start + 1, train.num_steps + 1):
-    waiting = time.perf_counter()
-    batch = jax.device_put(next(batches), sharded)
-    data_time = time.perf_counter() - waiting
-    state, metrics = step_fn(state, batch, key)
-    log.step(
-      step,
-      metrics,
-      epoch=step / steps_per_epoch,
-      lr=rate(step - 1),
-      data_time=data_time,
-    )
-    is_last = step == train.num_steps
-    if step % train.eval_every == 0 or is_last:
-      scores = evaluator.score(state.params, splits.validation)
-      log.evaluation(step, 'validation', scores)
-      checkpoints.save_best(step, state, scores['acc/top1'])
-    if step % config.checkpoint.every == 0 or is_last:
+  watch = _Watch(train, splits.train)
+  step = start
+  try:
+    while True:
+      is_last = step == train.num_steps
+      # A run stopped while it evaluated this step evaluates it again.
+      due = step % train.eval_every == 0 or is_last
+      if step and due and not log.has('validation', step):
+        watch.check()
+        scores = evaluator.score(
+          state.evaluated(), splits.validation, check=stop.check
+        )
+        checkpoints.save_best(step, state, scores['acc/top1'])
+        log.evaluation(step, 'validation', scores)
+      if step > start and (step % config.checkpoint.every == 0 or is_last):
+        watch.check()
+        checkpoints.save(step, state)
+      if is_last:
+        return state
+      stop.check()
+      step += 1
+      waiting = time.perf_counter()
+      batch = next(batches)
+      on_devices = jax.device_put(batch, sharded)
+      data_time = time.perf_counter() - waiting
+      state, metrics = step_fn(state, on_devices, key)
+      watch.add(step, metrics, batch)
+      log.step(
+        step,
+        metrics,
+        epoch=step / steps_per_epoch,
+        lr=rate(step - 1),
+        data_time=data_time,
+      )
+  except StoppedRun as e:
+    watch.check()
+    if step:
       checkpoints.save(step, state)
-  return state
+    raise StoppedRun(
+      e.number, f'stopped; step {step} is saved. The same command goes on.'
+    ) from e
 
 
 def final_evaluation(
@@ -358,6 +487,7 @@ def final_evaluation(
   splits: Splits,
   checkpoints: Checkpoints,
   log: RunLog,
+  stop: Stop,
 ) -> tuple[str, dict[str, dict[str, float]]]:
   """Scores the best state on validation and test.
 
@@ -366,6 +496,7 @@ def final_evaluation(
     splits: train, validation and test clips.
     checkpoints: of a finished run.
     log: where metrics go.
+    stop: looked at between batches.
 
   Returns:
     (text, scores): the table, and `{'validation': ..., 'test': ...}`.
@@ -374,10 +505,16 @@ def final_evaluation(
   model = make_model(config, len(splits.train.class_names), shape)
   like = init_state(config, model, make_optimizer(config.train), shape)
   state = checkpoints.restore_best(like)
+  best = 'the best on validation'
+  if state is None:  # deleted by the user, being damaged
+    state, best = checkpoints.restore_latest(like), 'the last: the best is lost'
+  assert state is not None, 'a finished run has a checkpoint'
   evaluator = evaluation.Evaluator(config, model)
   step = int(state.step)
   scores = {
-    name: evaluator.score(state.params, source, both_modes=True)
+    name: evaluator.score(
+      state.evaluated(), source, both_modes=True, check=stop.check
+    )
     for name, source in (
       ('validation', splits.validation),
       ('test', splits.test),
@@ -391,9 +528,13 @@ def final_evaluation(
   }
   log.evaluation(config.train.num_steps, 'test', test)
   notes = [
-    f'The model is that of step {step}, the best on validation (top-1 '
+    f'The model is that of step {step}, {best} (validation top-1 '
     f'{100 * scores["validation"]["acc/top1"]:.1f} %).'
   ]
+  if int(state.skipped):
+    notes.append(
+      f'{int(state.skipped)} steps were skipped: loss or gradient not finite.'
+    )
   notes += [f'WARNING: {line}' for line in evaluation.dead_layers(test)]
   title = (
     f'{config.model.name} on {config.data.name}, {len(splits.test)} test clips'
