@@ -7,6 +7,7 @@ is `scan` followed by `checked`, which refuses what has fatal ones.
 import collections
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
 import pathlib
@@ -204,6 +205,8 @@ def partition(
     )
   for label, class_name in enumerate(dataset.class_names):
     sources = {c.source for c in dataset.train if c.label == label}
+    if not sources and all(c.label != label for c in dataset.test):
+      continue  # a label map may name more classes than there are
     if len(sources) < 2:
       raise DataError(
         f'class {class_name!r}: expected training clips of at least 2 source '
@@ -256,7 +259,7 @@ def split(
   for label, class_name in enumerate(class_names):
     of_class = [c for c in apart if c.label == label]
     num_sources = len({c.source for c in of_class})
-    if num_sources >= 3:
+    if not of_class or num_sources >= 3:
       continue
     fatal = len(of_class) < 3
     findings.append(
@@ -398,7 +401,12 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """' Did you mean ...?', or '' if nothing is near."""
-  guess = difflib.get_close_matches(name, list(names), n=1)
+  return _nearest(name, tuple(names))
+
+
+@functools.lru_cache(4096)  # a wrong name is wrong in many lines
+def _nearest(name: str, names: tuple[str, ...]) -> str:
+  guess = difflib.get_close_matches(name, names, n=1)
   return f' Did you mean {guess[0]!r}?' if guess else ''
 
 

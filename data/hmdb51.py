@@ -168,23 +168,19 @@ def _read_list(
   for number, line in lines:
     file, mark = (line.rsplit(maxsplit=1) + [''])[:2]
     if mark not in ('0', '1', '2') or not file.endswith(VIDEO_SUFFIX):
-      kind, message = (
-        'line',
-        (
-          f'expected "<clip>{VIDEO_SUFFIX} <mark>" with mark 1 (train), 2 (test) '
-          f'or 0 (unused), got {line!r}.'
-        ),
+      kind = 'line'
+      message = (
+        f'expected "<clip>{VIDEO_SUFFIX} <mark>" with mark 1 (train), 2 '
+        f'(test) or 0 (unused), got {line!r}.'
       )
     elif '/' in file or '\\' in file:
-      kind, message = (
-        'line',
-        (f'expected a file of the class {class_name!r}, got a path: {file!r}.'),
+      kind = 'line'
+      message = (
+        f'expected a file of the class {class_name!r}, got a path: {file!r}.'
       )
     elif file in listed:
-      kind, message = (
-        'duplicate',
-        (f'{file!r} is listed twice, first in line {listed[file][0]}.'),
-      )
+      kind = 'duplicate'
+      message = f'{file!r} is listed twice, first in line {listed[file][0]}.'
     else:
       listed[file] = (number, int(mark))
       continue

@@ -4,11 +4,25 @@ import math
 
 import pytest
 
-from configs import default, hmdb51, quickstart
+from configs import (
+  default,
+  hmdb51,
+  olympic_sports,
+  quickstart,
+  ucf_sports,
+  video_folder,
+)
 from experiments import config as config_lib
 from experiments.errors import ConfigError
 
-RECIPES = (default, quickstart, hmdb51)
+RECIPES = (
+  default,
+  quickstart,
+  hmdb51,
+  ucf_sports,
+  olympic_sports,
+  video_folder,
+)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
