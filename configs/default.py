@@ -13,11 +13,21 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0  # parameters, order of clips, noise; >= 0
 
   data = config.data = ml_collections.ConfigDict()
-  data.name = 'hmdb51'  # hmdb51, or composite_actions (generated)
+  # hmdb51, ucf_sports, olympic_sports, video_folder, or composite_actions
+  # (generated)
+  data.name = 'hmdb51'
   data.root = ''  # folder with the videos and the split lists
   data.features = 'efficientnet_lite0'  # feature extractor of videos
   data.features_dir = ''  # store of features; '' is ~/.cache/hman_jax/features
-  data.split = 1  # official split, 1..3
+  # Lists of video_folder: files of lines "path label", paths below data.root;
+  # '' is none: class folders, or no such side
+  data.train_list = ''
+  data.validation_list = ''
+  data.test_list = ''
+  data.label_map = ''  # of video_folder: file of class names; '' is as found
+  data.split = 1  # 1..3: the official one, or the seed of a random one
+  data.test_fraction = 0.25  # of a random split
+  data.allow_missing = 0  # listed videos that may be missing
   data.num_frames = 60  # T, frames of a training window and of a block
   data.frame_stride = 1  # take every n-th frame
   data.validation_fraction = 0.1  # of the training videos, by source video

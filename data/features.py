@@ -1,9 +1,9 @@
 """From videos to features on disk, and from there to clips.
 
 The store is content-addressed: the features of a video are in
-`<features_dir>/<extractor>/<SHA-256 of the file>.npy`, so that a moved data set
-finds them again, and a changed video never gets another's. A new extractor is
-one file with a class like `EfficientNetLite0` and its line in `EXTRACTORS`.
+`<features_dir>/<extractor>/<SHA-256 of the video>.npy`, so that a moved data
+set finds them again, and a changed video never gets another's. A new extractor
+is one file with a class like `EfficientNetLite0` and its line in `EXTRACTORS`.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ import numpy as np
 
 from data.efficientnet_lite0 import EfficientNetLite0
 from data.errors import DataError, StoppedError, VideoError
-from data.videos import decode
+from data.videos import decode, sha256
 
 _PROGRESS_SECONDS = 5.0
 _DECODERS = 2  # videos decoded ahead, while the extractor works
@@ -74,7 +74,7 @@ def prepare(
   written under another name and moved into place.
 
   Args:
-    videos: video files.
+    videos: whatever `data.videos` decodes.
     extractor: from `EXTRACTORS`.
     features_dir: the store; made if missing.
     progress: print a line every few seconds.
@@ -94,7 +94,7 @@ def prepare(
   bad: list[VideoError] = []
   for video in videos:
     try:
-      paths[video] = folder / f'{_sha256(video)}.npy'
+      paths[video] = folder / f'{sha256(video)}.npy'
     except VideoError as e:
       bad.append(e)
   missing = list({p: v for v, p in paths.items() if not p.exists()}.values())
@@ -137,14 +137,6 @@ def _open_store(features_dir: pathlib.Path, extractor: Extractor):
       'folder by --config.data.features_dir.'
     ) from e
   return folder
-
-
-def _sha256(video: pathlib.Path) -> str:
-  try:
-    with open(video, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-  except OSError as e:
-    raise VideoError(f'{video}: cannot read: {e.strerror}.') from e
 
 
 def _decoded(

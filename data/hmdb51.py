@@ -4,20 +4,17 @@ Kuehne et al., ICCV 2011. Also J-HMDB's clips, or any subset of the classes, in
 the same layout.
 """
 
-import dataclasses
 import hashlib
 import pathlib
-from typing import NamedTuple
 
-import numpy as np
-
+from data import clips
+from data.clips import Clip, Dataset, Finding
 from data.errors import DataError
 
 UNUSED, TRAIN, TEST = 0, 1, 2
 NUM_SPLITS = 3
 VIDEO_SUFFIX = '.avi'
 _SPLIT_FOLDERS = ('splits', 'testTrainMulti_7030_splits', 'test_train_splits')
-_MAX_LISTED = 10
 
 _HOW_TO_GET = """\
 HMDB51 is not at config.data.root={root!r}: no <class>_test_split{split}.txt.
@@ -32,49 +29,9 @@ Without any videos:
      python -m experiments.main --config=configs/quickstart.py"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """One video and its class.
-
-  Attributes:
-    name: '<class>/<file>', unique in the data set.
-    path: the video.
-    label: index of the class, 0-based.
-    source: the video that the clip was cut from, as far as its name tells: the
-      name up to the first `_<class>_`.
-  """
-
-  name: str
-  path: pathlib.Path
-  label: int
-  source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Hmdb51:
-  """One split of the data set.
-
-  Attributes:
-    class_names: sorted.
-    train, test: clips marked 1 and 2 in the split lists.
-    identity: name, split and a digest of the lists.
-  """
-
-  class_names: tuple[str, ...]
-  train: tuple[Clip, ...]
-  test: tuple[Clip, ...]
-  identity: dict
-
-
-class Partition(NamedTuple):
-  """Training, validation and test clips."""
-
-  train: list[Clip]
-  validation: list[Clip]
-  test: list[Clip]
-
-
-def read(root: str | pathlib.Path, split: int) -> Hmdb51:
+def read(
+  root: str | pathlib.Path, split: int, allow_missing: int = 0
+) -> Dataset:
   """Reads the lists of a split and finds its videos.
 
   Args:
@@ -83,13 +40,30 @@ def read(root: str | pathlib.Path, split: int) -> Hmdb51:
       `test_train_splits/` (flat, or one `testTrainMulti_7030_splits/` deeper),
       or in the root itself. "~" is the home folder.
     split: 1, 2 or 3.
+    allow_missing: go on without this many listed videos.
 
   Returns:
-    `Hmdb51`. Classes are those with a list.
+    `Dataset`, of the clips marked 1 and 2. Classes are those with a list.
 
   Raises:
     DataError: if there is no data set at `root`, naming where to get it; if a
       line of a list is wrong, with file and line; if a listed video is missing.
+  """
+  return clips.checked(scan(root, split), root, allow_missing)
+
+
+def scan(root: str | pathlib.Path, split: int) -> Dataset:
+  """As `read`, with everything that is wrong as findings.
+
+  Args:
+    root: see `read`.
+    split: 1, 2 or 3.
+
+  Returns:
+    `Dataset`, of the lines that are right and the videos that are there.
+
+  Raises:
+    DataError: if there is no data set at `root`.
   """
   if not 1 <= split <= NUM_SPLITS:
     raise DataError(f'config.data.split: expected 1, 2 or 3, got {split}.')
@@ -99,12 +73,20 @@ def read(root: str | pathlib.Path, split: int) -> Hmdb51:
     raise DataError(_HOW_TO_GET.format(root=str(root), split=split))
   class_names = tuple(sorted(lists))
   videos = _videos_folder(folder, class_names)
-  clips: dict[int, list[Clip]] = {TRAIN: [], TEST: [], UNUSED: []}
+  sides: dict[int, list[Clip]] = {TRAIN: [], TEST: [], UNUSED: []}
+  findings: list[Finding] = []
   digest = hashlib.sha256()
   for label, class_name in enumerate(class_names):
-    for file, mark in _read_list(lists[class_name], class_name):
+    path = lists[class_name]
+    present = _files(videos / class_name)
+    listed = _read_list(path, class_name, findings)
+    for file, (line, mark) in listed.items():
       digest.update(f'{class_name}/{file} {mark}\n'.encode())
-      clips[mark].append(
+      if file not in present and mark != UNUSED:
+        message = f'{videos / class_name / file} is missing.'
+        findings.append(Finding('missing', message, path, line))
+        continue
+      sides[mark].append(
         Clip(
           name=f'{class_name}/{file}',
           path=videos / class_name / file,
@@ -112,76 +94,22 @@ def read(root: str | pathlib.Path, split: int) -> Hmdb51:
           source=file.partition(f'_{class_name}_')[0],
         )
       )
-  _check_videos(clips[TRAIN] + clips[TEST], videos)
-  return Hmdb51(
+    findings += clips.unused(
+      [p for name, p in present.items() if name not in listed],
+      videos / class_name,
+      f'in no line of {path.name}',
+    )
+  return Dataset(
     class_names=class_names,
-    train=tuple(clips[TRAIN]),
-    test=tuple(clips[TEST]),
+    train=tuple(sides[TRAIN]),
+    test=tuple(sides[TEST]),
     identity={
       'name': 'hmdb51',
       'split': split,
       'num_classes': len(class_names),
       'lists_sha256': digest.hexdigest(),
     },
-  )
-
-
-def partition(
-  dataset: Hmdb51, validation_fraction: float, seed: int
-) -> Partition:
-  """Holds validation clips out of the training clips, by source video.
-
-  Clips cut from one video stay on one side; every class gives its share.
-
-  Args:
-    dataset: from `read`.
-    validation_fraction: of the training clips of every class, in (0, 1); more,
-      where the last video chosen has more clips than are wanted.
-    seed: of the choice.
-
-  Returns:
-    `Partition`; test clips are never touched.
-
-  Raises:
-    DataError: if a class has clips of one source video only.
-
-  Example:
-    >>> clips = tuple(Clip(str(i), pathlib.Path(), 0, f's{i}')
-    ...               for i in range(10))
-    >>> parts = partition(Hmdb51(('a',), clips, (), {}), 0.2, seed=0)
-    >>> len(parts.train), len(parts.validation)
-    (8, 2)
-  """
-  if not 0 < validation_fraction < 1:
-    raise DataError(
-      'config.data.validation_fraction: expected in (0, 1), got '
-      f'{validation_fraction}.'
-    )
-  rng = np.random.default_rng(seed)
-  held_out: set[tuple[int, str]] = set()
-  for label, class_name in enumerate(dataset.class_names):
-    sources = [c.source for c in dataset.train if c.label == label]
-    groups = sorted(set(sources))
-    if len(groups) < 2:
-      raise DataError(
-        f'class {class_name!r}: expected training clips of at least 2 source '
-        f'videos, to hold one out for validation, got {len(groups)}.'
-      )
-    wanted = max(round(validation_fraction * len(sources)), 1)
-    count = 0
-    for group in rng.permutation(groups)[: len(groups) - 1]:
-      if count >= wanted:
-        break
-      held_out.add((label, str(group)))
-      count += sources.count(str(group))
-
-  def is_held_out(clip: Clip) -> bool:
-    return (clip.label, clip.source) in held_out
-
-  return Partition(
-    train=[c for c in dataset.train if not is_held_out(c)],
-    validation=[c for c in dataset.train if is_held_out(c)],
-    test=list(dataset.test),
+    findings=tuple(findings),
   )
 
 
@@ -215,41 +143,46 @@ def _videos_folder(
   )
 
 
-def _read_list(path: pathlib.Path, class_name: str) -> list[tuple[str, int]]:
-  """(file name, mark) of each line; names may hold blanks, #, ( and such."""
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Videos of a class folder by name; none, if there is no folder."""
+  if not folder.is_dir():
+    return {}
+  return {
+    p.name: p
+    for p in clips.entries(folder)
+    if p.suffix == VIDEO_SUFFIX and p.is_file()
+  }
+
+
+def _read_list(
+  path: pathlib.Path, class_name: str, findings: list[Finding]
+) -> dict[str, tuple[int, int]]:
+  """{file name: (line, mark)}; names may hold blanks, #, ( and such."""
+  listed: dict[str, tuple[int, int]] = {}
   try:
-    text = path.read_text(encoding='utf-8-sig')
-  except (OSError, UnicodeDecodeError) as e:
-    raise DataError(f'{path}: cannot read the list: {e}.') from e
-  entries: dict[str, int] = {}
-  for number, line in enumerate(text.split('\n'), start=1):
-    if not line.strip():
-      continue
+    lines = clips.read_lines(path)
+  except DataError as e:
+    message = str(e).removeprefix(f'{path}: ')
+    findings.append(Finding('list', message, path))
+    return listed
+  for number, line in lines:
     file, mark = (line.rsplit(maxsplit=1) + [''])[:2]
     if mark not in ('0', '1', '2') or not file.endswith(VIDEO_SUFFIX):
-      raise DataError(
-        f'{path}:{number}: expected "<clip>{VIDEO_SUFFIX} <mark>" with mark 1 '
-        f'(train), 2 (test) or 0 (unused), got {line!r}.'
+      kind = 'line'
+      message = (
+        f'expected "<clip>{VIDEO_SUFFIX} <mark>" with mark 1 (train), 2 '
+        f'(test) or 0 (unused), got {line!r}.'
       )
-    if '/' in file or '\\' in file:
-      raise DataError(
-        f'{path}:{number}: expected a file of the class {class_name!r}, got a '
-        f'path: {file!r}.'
+    elif '/' in file or '\\' in file:
+      kind = 'line'
+      message = (
+        f'expected a file of the class {class_name!r}, got a path: {file!r}.'
       )
-    if file in entries:
-      raise DataError(f'{path}:{number}: {file!r} is listed twice.')
-    entries[file] = int(mark)
-  if not entries:
-    raise DataError(f'{path}: the list is empty.')
-  return list(entries.items())
-
-
-def _check_videos(clips: list[Clip], videos: pathlib.Path) -> None:
-  missing = [c.name for c in clips if not c.path.is_file()]
-  if missing:
-    listed = '\n  '.join(missing[:_MAX_LISTED])
-    more = len(missing) - _MAX_LISTED
-    raise DataError(
-      f'{videos}: {len(missing)} listed videos are missing:\n  {listed}'
-      + (f'\n  and {more} more' if more > 0 else '')
-    )
+    elif file in listed:
+      kind = 'duplicate'
+      message = f'{file!r} is listed twice, first in line {listed[file][0]}.'
+    else:
+      listed[file] = (number, int(mark))
+      continue
+    findings.append(Finding(kind, message, path, number))
+  return listed

@@ -158,7 +158,8 @@ class Checkpoints:
   def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
     folder = self._workdir / 'damaged'
     number = 0
-    while (aside := folder / f'{path.parent.name}_{path.name}_{number}').exists():
+    name = f'{path.parent.name}_{path.name}'
+    while (aside := folder / f'{name}_{number}').exists():
       number += 1
     try:
       folder.mkdir(exist_ok=True)
@@ -287,9 +288,9 @@ class _Directory:
       free = 'free space unknown'
     return (
       f'{self.path}: the checkpoint of step {step} cannot be written '
-      f'({_first_line(error)}). It needs {_ROOM * needed / 1e6:.1f} MB; {free}. '
-      f'Last good step: {good[-1] if good else "none"}. Mend this and run the '
-      'same command to go on from there.'
+      f'({_first_line(error)}). It needs {_ROOM * needed / 1e6:.1f} MB; '
+      f'{free}. Last good step: {good[-1] if good else "none"}. Mend this and '
+      'run the same command to go on from there.'
     )
 
 

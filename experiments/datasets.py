@@ -1,6 +1,7 @@
 """From a config to the clips of training, validation and test."""
 
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,22 +25,27 @@ class Splits(NamedTuple):
   preprocessing: dict
 
 
-def load(config: ml_collections.ConfigDict) -> Splits:
+def load(
+  config: ml_collections.ConfigDict,
+  should_stop: Callable[[], bool] = lambda: False,
+) -> Splits:
   """Opens the data set of a config, preparing features where missing.
 
   Args:
     config: a resolved config.
+    should_stop: asked after each video that is made into features.
 
   Returns:
     `Splits`, with labels checked.
 
   Raises:
     DataError: if the data are missing or wrong.
+    StoppedError: if `should_stop` said so; what is prepared is kept.
   """
-  splits = {
-    'composite_actions': _composite_actions,
-    'hmdb51': _hmdb51,
-  }[config.data.name](config)
+  if config.data.name == 'composite_actions':
+    splits = _composite_actions(config)
+  else:
+    splits = _videos(config, should_stop)
   for source in splits[:3]:
     pipeline.check_labels(source)
   return splits
@@ -62,16 +68,22 @@ def _composite_actions(config) -> Splits:
   )
 
 
-def _hmdb51(config) -> Splits:
-  from data import features, hmdb51  # these need PyAV
+def _videos(config, should_stop) -> Splits:
+  from data import catalogue, clips, features  # these need PyAV
 
   data = config.data
-  dataset = hmdb51.read(data.root, data.split)
-  parts = hmdb51.partition(dataset, data.validation_fraction, config.seed)
+  dataset = catalogue.read(data)
+  for finding in dataset.findings[: clips.MAX_LISTED]:
+    print(f'warning: {finding}', file=sys.stderr, flush=True)
+  parts = clips.partition(dataset, data.validation_fraction, config.seed)
   extractor = features.EXTRACTORS[data.features]()
   directory = pathlib.Path(data.features_dir or features.default_features_dir())
-  clips = [clip for part in parts for clip in part]
-  paths = features.prepare([c.path for c in clips], extractor, directory)
+  paths = features.prepare(
+    [clip.path for part in parts for clip in part],
+    extractor,
+    directory,
+    should_stop=should_stop,
+  )
   sources = {
     name: features.VideoFeatures(
       [c.name for c in part],

@@ -62,13 +62,18 @@ def main(argv: list[str]) -> None:
 
 def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   """A run in its own directory, from wherever it is to the table."""
+  from data.errors import StoppedError
   from experiments import datasets, runtime, train, workdir
   from experiments.checkpoint import Checkpoints
   from experiments.reporting import RunLog
 
   runtime.enable_compilation_cache()
   mesh = train.data_mesh(config.train)
-  splits = datasets.load(config, should_stop=stop.requested)
+  try:
+    splits = datasets.load(config, should_stop=stop.requested)
+  except StoppedError as e:
+    assert stop.signal is not None
+    raise StoppedRun(stop.signal, str(e)) from e
   stop.check()
   workdir.claim(directory, config, splits)
   print(

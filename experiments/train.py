@@ -285,9 +285,7 @@ def _mean_over_parts(function, batch, keys, num_parts: int):
   """
   if num_parts == 1:
     return function(batch, keys)
-  split = lambda x: jnp.swapaxes(
-    x.reshape(-1, num_parts, *x.shape[1:]), 0, 1
-  )
+  split = lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
   parts = jax.tree.map(split, (batch, keys))
   first = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)

@@ -4,11 +4,25 @@ import math
 
 import pytest
 
-from configs import default, hmdb51, quickstart
+from configs import (
+  default,
+  hmdb51,
+  olympic_sports,
+  quickstart,
+  ucf_sports,
+  video_folder,
+)
 from experiments import config as config_lib
 from experiments.errors import ConfigError
 
-RECIPES = (default, quickstart, hmdb51)
+RECIPES = (
+  default,
+  quickstart,
+  hmdb51,
+  ucf_sports,
+  olympic_sports,
+  video_folder,
+)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -107,6 +121,8 @@ def test_differences_leave_out_what_does_not_matter():
   config.checkpoint.keep = 9
   config.train.batch_size = 8
   new = config_lib.resolve(config).to_dict()
-  assert config_lib.differences(old, new) == [
-    'config.train.batch_size: was 32, is 8'
-  ]
+  forbidden, harmless = config_lib.differences(old, new)
+  assert forbidden == ['train.batch_size: was 32, is 8']
+  assert harmless == ['checkpoint.keep: was 3, is 9']
+  allowed = config_lib.differences(old, new, ['train.batch_size'])
+  assert allowed == ([], harmless + forbidden)

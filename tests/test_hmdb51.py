@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from data import clips as clips_lib
 from data import hmdb51
 from data.errors import DataError
 
@@ -231,13 +232,13 @@ def _check_partition(dataset, parts, fraction):
 @pytest.mark.parametrize('fraction', [0.01, 0.1, 0.34, 0.99])
 def test_validation_is_held_out_by_source_and_class(tmp_path, fraction):
   dataset = hmdb51.read(_write(tmp_path, _lists()), 1)
-  _check_partition(dataset, hmdb51.partition(dataset, fraction, 0), fraction)
+  _check_partition(dataset, clips_lib.partition(dataset, fraction, 0), fraction)
 
 
 def test_the_seed_decides(tmp_path):
   dataset = hmdb51.read(_write(tmp_path, _lists()), 1)
   choices = [
-    tuple(_names(hmdb51.partition(dataset, 0.1, s).validation))
+    tuple(_names(clips_lib.partition(dataset, 0.1, s).validation))
     for s in (0, 0, 1, 2, 3, 4)
   ]
   assert choices[0] == choices[1]
@@ -248,14 +249,14 @@ def test_the_seed_decides(tmp_path):
 def test_the_fraction_is_checked(tmp_path, fraction):
   dataset = hmdb51.read(_write(tmp_path, _lists()), 1)
   with pytest.raises(DataError, match='validation_fraction'):
-    hmdb51.partition(dataset, fraction, 0)
+    clips_lib.partition(dataset, fraction, 0)
 
 
 def test_a_class_of_one_source_video_cannot_be_held_out(tmp_path):
   marks = {'s_wave_0.avi': 1, 's_wave_1.avi': 1, 't_wave_0.avi': 2}
   dataset = hmdb51.read(_write(tmp_path, {'wave': marks}), 1)
   with pytest.raises(DataError, match=r"'wave'.*at least 2 source"):
-    hmdb51.partition(dataset, 0.1, 0)
+    clips_lib.partition(dataset, 0.1, 0)
 
 
 # --- real clips -------------------------------------------------------------
@@ -276,6 +277,6 @@ def test_jhmdb(split, sizes):
   assert len(dataset.class_names) == 12
   assert (len(dataset.train), len(dataset.test)) == sizes
   assert len({*_names(dataset.train), *_names(dataset.test)}) == 551
-  _check_partition(dataset, hmdb51.partition(dataset, 0.1, 0), 0.1)
+  _check_partition(dataset, clips_lib.partition(dataset, 0.1, 0), 0.1)
   for clip in dataset.train:
     assert clip.source != clip.path.name  # the marker was found

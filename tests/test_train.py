@@ -21,6 +21,7 @@ from experiments import config as config_lib
 from experiments import datasets, evaluation, train
 from experiments.checkpoint import Checkpoints
 from experiments.reporting import RunLog
+from experiments.stopping import Stop
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_DEVICES = 4
@@ -121,8 +122,8 @@ def test_standard_features_keep_their_statistics(tmp_path):
   splits = datasets.Splits(source, source, source, preprocessing={})
   checkpoints = Checkpoints(tmp_path, 2)
   log = RunLog(tmp_path, 1, 0.0)
-  mesh = train.data_mesh(config.train.batch_size)
-  state = train.run(config, splits, mesh, checkpoints, log)
+  mesh = train.data_mesh(config.train)
+  state = train.run(config, splits, mesh, checkpoints, log, Stop())
   log.close()
   checkpoints.close()
   statistics = state.params['params']['features']
@@ -218,9 +219,9 @@ def test_a_best_checkpoint_is_the_later_of_equals(tmp_path):
     checkpoints.save_best(step, {'x': state['x'] + step}, score)
     checkpoints.save(step, {'x': state['x'] + step})
   assert checkpoints.best_score() == (3, 0.7)
-  chex.assert_trees_all_equal(
-    checkpoints.restore_best(state)['x'], state['x'] + 3
-  )
+  best = checkpoints.restore_best(state)
+  assert best is not None
+  chex.assert_trees_all_equal(best['x'], state['x'] + 3)
   assert checkpoints.latest_step() == 4
   checkpoints.close()
 

