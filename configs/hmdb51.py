@@ -2,6 +2,11 @@
 
 Below FOLDER: `<class>/<clip>.avi` or `videos/<class>/<clip>.avi`, and the
 official lists in `splits/` or `testTrainMulti_7030_splits/`.
+
+Differences from the paper: the content scorer and position codes, features
+standardised by channel, an initial state from the mean feature, dropout, a
+smaller network and a shorter training at a larger rate. They were chosen on
+clips held out of the training lists of J-HMDB.
 """
 
 import ml_collections
@@ -17,23 +22,22 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model.scorer = 'content'
   config.model.position_code = 'sincos'
-  config.model.scorer_size = 64
+  config.model.scorer_size = 32
   config.model.hidden_size = 128
+  config.model.initial_state = 'mean_features'
+  config.model.feature_norm = 'standard'
   config.model.dropout = 0.5
-  config.model.input_dropout = 0.5
+  config.model.input_dropout = 0.8
 
-  # Over so few steps a weaker pull does not keep the boundaries alive.
-  config.loss.boundary_rate_weight = 30.0
-
-  config.train.batch_size = 32
-  config.train.num_steps = 120  # about 10 epochs of J-HMDB: it over-fits soon
+  config.train.batch_size = 16
+  config.train.num_steps = 3000  # about 14 epochs of a split
   config.train.optimizer = 'adamw'
   config.train.weight_decay = 0.1
   config.train.learning_rate = 1e-3
   config.train.schedule = 'cosine'
   config.train.warmup_steps = 20
-  config.train.eval_every = 20
+  config.train.eval_every = 500
 
   config.eval.batch_size = 32
-  config.checkpoint.every = 40
+  config.checkpoint.every = 250
   return config

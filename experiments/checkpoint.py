@@ -1,11 +1,11 @@
 """Checkpoints: the latest few, and the best on validation (Orbax, isolated).
 
-Each holds the state and a record that proves it (`integrity`). A state that is
-not finite is never saved; an older one is deleted only after the new one was
-read back and found whole.
+Each holds the state, a record that proves its arrays (`integrity`), and last
+of all a list of its files with their checksums: without that list a save was
+not finished. A state that is not finite is never saved; an older one is deleted
+only after the new one was read back and found whole.
 """
 
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -221,7 +221,7 @@ class _Directory:
         force=True,
       )
       self._manager.wait_until_finished()
-      _sync(self.path / str(step))
+      integrity.write_manifest(self.path / str(step))
       self.restore(step, state, None)
     except Exception as e:  # Orbax and TensorStore raise what they like
       raise StorageError(self._no_room(step, needed, e)) from e
@@ -260,6 +260,10 @@ class _Directory:
 
   def record(self, step: int) -> integrity.Record:
     """The record of a state; damaged unless sealed and of this step."""
+    # Orbax never sees a file that is not as it was written.
+    wrong = integrity.damaged_files(self.path / str(step))
+    if wrong:
+      raise _DamagedError(wrong)
     args = ocp.args.Composite(integrity=ocp.args.JsonRestore())
     try:
       record = self._manager.restore(step, args=args).integrity
@@ -299,17 +303,6 @@ def _as_number(x: np.ndarray) -> np.ndarray:
   if x.dtype.kind in 'biuf':
     return x
   return x.astype(np.float32)
-
-
-def _sync(directory: pathlib.Path) -> None:
-  """Has the disk hold the files of a directory, also after a power cut."""
-  paths = [directory.parent, directory, *directory.rglob('*')]
-  for path in paths:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

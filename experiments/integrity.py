@@ -1,12 +1,15 @@
 """Proof that a checkpoint is what was saved, and of this run.
 
 A record goes into each checkpoint: a SHA-256 for every array, the fingerprint
-of the run, and a SHA-256 of the record itself. Orbax restores flipped bits
-without a word; here they are found.
+of the run, and a SHA-256 of the record itself. A manifest with a SHA-256 for
+every file is written after all of them. Orbax restores flipped bits without a
+word; here they are found.
 """
 
 import hashlib
 import json
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +20,7 @@ from hman_jax import __version__
 
 Record = dict[str, Any]
 _SEAL = 'sha256'
+_MANIFEST = 'manifest.json'
 
 
 def arrays_of(state: Any) -> dict[str, np.ndarray]:
@@ -109,3 +113,70 @@ def fingerprint_differences(
 def _seal(record: Mapping[str, Any]) -> str:
   text = json.dumps(record, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_manifest(directory: pathlib.Path) -> None:
+  """Lists the files of a directory with their checksums.
+
+  The disk then holds them all, also after a power cut.
+
+  Args:
+    directory: of a checkpoint; nothing in it is written any more.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  files = _files(directory)
+  manifest = {'files': {name: _digest(directory / name) for name in files}}
+  temporary = directory / f'{_MANIFEST}.tmp'
+  temporary.write_text(json.dumps({**manifest, _SEAL: _seal(manifest)}))
+  for path in (temporary, *directory.rglob('*'), directory, directory.parent):
+    _sync(path)
+  temporary.replace(directory / _MANIFEST)
+  _sync(directory)
+
+
+def damaged_files(directory: pathlib.Path) -> str:
+  """What is wrong with the files of a checkpoint; empty if they are whole."""
+  try:
+    manifest = json.loads((directory / _MANIFEST).read_bytes())
+  except FileNotFoundError:
+    return 'its save was not finished'
+  except (OSError, ValueError) as e:
+    return f'{_MANIFEST}: {e}'
+  if not is_sealed(manifest):
+    return f'{_MANIFEST} is not as it was written'
+  expected = manifest['files']
+  try:
+    found = {name: _digest(directory / name) for name in _files(directory)}
+  except OSError as e:
+    return str(e)
+  wrong = sorted(
+    name
+    for name in found.keys() | expected.keys()
+    if found.get(name) != expected.get(name)
+  )
+  more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+  return f'wrong checksum: {", ".join(wrong[:3])}{more}' if wrong else ''
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+  ours = (_MANIFEST, f'{_MANIFEST}.tmp')
+  return sorted(
+    str(path.relative_to(directory))
+    for path in directory.rglob('*')
+    if path.is_file() and path.name not in ours
+  )
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _sync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
