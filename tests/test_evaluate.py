@@ -291,7 +291,6 @@ def test_the_program(workdir, tmp_path):
 )
 def test_mistakes_end_in_one_message(arguments, message, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['evaluate', *arguments])
-  evaluate.FLAGS.unparse_flags()
   for flag in evaluate.FLAGS.flag_values_dict():
     evaluate.FLAGS[flag].unparse()
   with pytest.raises(SystemExit) as stop:

@@ -16,6 +16,7 @@ TINY = {
   'data.num_test': 8,
   'data.num_frames': 12,
   'model.hidden_size': 8,
+  'model.num_layers': 2,
   'model.scorer_size': 8,
   'train.batch_size': 8,
   'train.num_steps': 6,
