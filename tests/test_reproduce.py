@@ -124,6 +124,27 @@ def test_jhmdb_has_three_seeds_of_split_1_and_one_of_the_others(tmp_path):
   assert not any(tmp_path.iterdir())
 
 
+def test_each_seed_of_ucf_sports_has_the_next_random_split(tmp_path):
+  _, cells = _plan('ucf_sports', tmp_path, seeds=4, only=['hm_soft'])
+  found = [(c.seed, c.config.data.split, c.workdir.name) for c in cells]
+  assert found == [
+    (0, 1, 'split1_seed0'),
+    (1, 2, 'split2_seed1'),
+    (2, 3, 'split3_seed2'),
+    (3, 1, 'split1_seed3'),
+  ]
+  for cell in cells:
+    _finish(cell, {'acc/top1': 0.5 + 0.1 * cell.seed, 'mAP': 0.1})
+  spec = SPECS['ucf_sports']
+  variants = reproduce.choose(spec, ['hm_soft'])
+  (made,) = reproduce.make_tables(spec, variants, cells, {})
+  assert made.columns == ('model', 'published %', 'ours, accuracy %')
+  (paper, ours), *_, (related, nothing) = [values for _, values in made.rows]
+  assert paper == 0.811 and ours.n == 4
+  assert ours.mean == pytest.approx(0.65)
+  assert related == 0.74 and nothing is None
+
+
 def test_quickstart_has_both_scorers(tmp_path):
   _, cells = _plan('quickstart', tmp_path, seeds=1)
   found = {c.variant: c.config.model for c in cells}
@@ -291,11 +312,9 @@ def test_truth_gives_hit_rate_and_boundaries_with_chance(tmp_path):
 
 
 def test_the_olympic_classes(tmp_path):
-  """Table II, with a recipe that stands in for that of the data set."""
   spec = SPECS['olympic_sports']
-  stand_in = reproduce.dataclasses.replace(spec, recipe='hmdb51')
-  variants = reproduce.choose(stand_in, ['hm_soft', 'lstm_mean'])
-  cells = reproduce.plan(stand_in, variants, 2, tmp_path, [])
+  only = ['hm_soft', 'lstm_mean']
+  variants, cells = _plan('olympic_sports', tmp_path, seeds=2, only=only)
   for cell in cells:
     _finish(cell, {'acc/top1': 0.5, 'mAP': 0.6 + 0.1 * cell.seed})
     rows = [
@@ -306,7 +325,7 @@ def test_the_olympic_classes(tmp_path):
     (cell.workdir / 'evaluation.json').write_text(
       json.dumps({'per_class': rows})
     )
-  made, classes = reproduce.make_tables(stand_in, variants, cells, {})
+  made, classes = reproduce.make_tables(spec, variants, cells, {})
   rows = dict(made.rows)
   assert made.columns[2] == 'ours, mAP %'
   assert rows['HM-AN, soft attention'][0] == 0.824
