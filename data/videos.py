@@ -8,7 +8,7 @@ before the break would pass for the whole.
 import hashlib
 import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import av
@@ -410,3 +410,48 @@ def _shown(
     raise VideoError(f'{path}: {count} frames at {fps:g} a second.')
   wanted = np.arange(count) / fps + _TIME_ERROR
   return np.searchsorted(seconds, wanted, side='right') - 1
+
+
+def stream(
+  path: str | pathlib.Path, sizes: Sequence[tuple[int, int] | None]
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """The frames of a video one at a time, as `decode` gives them.
+
+  However long the video, one frame is in memory.
+
+  Args:
+    path: a video file, or a folder of frames.
+    sizes: (height, width) to resize to, or None for the video's own; each frame
+      is given in all of them.
+
+  Yields:
+    uint8 arrays `[height, width, 3]`, RGB, one a size.
+
+  Raises:
+    VideoError: as `decode`, when the frame is reached that is wrong.
+  """
+  for frame in _frames(pathlib.Path(path)):
+    yield tuple(_to_array(frame, size) for size in sizes)
+
+
+def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes a frame as `decode` does.
+
+  Args:
+    frame: uint8 `[H, W, 3]`, RGB.
+    size: (height, width).
+
+  Returns:
+    uint8 `[height, width, 3]`.
+
+  Raises:
+    VideoError: if the frame is no such array.
+  """
+  if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    raise VideoError(
+      f'frame: expected uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}.'
+    )
+  picture = av.VideoFrame.from_ndarray(
+    np.ascontiguousarray(frame), format='rgb24'
+  )
+  return _to_array(_Frame(picture, None, (False, False, False)), size)

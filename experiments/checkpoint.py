@@ -35,6 +35,8 @@ class Checkpoints:
     fingerprint: what the run is; a state of another run is refused. None: any
       run's, for programs that read.
     refuse_damaged: raise at a damaged state, where the one before it would do.
+    read_only: for programs beside the one that trains: nothing is written,
+      moved or cleaned, and a damaged state is refused.
   """
 
   def __init__(
@@ -43,13 +45,14 @@ class Checkpoints:
     keep: int,
     fingerprint: Mapping[str, Any] | None = None,
     refuse_damaged: bool = False,
+    read_only: bool = False,
   ):
     self._workdir = workdir
     self._keep = keep
     self._fingerprint = fingerprint
-    self._refuse_damaged = refuse_damaged
-    self._latest = _Directory(workdir / 'checkpoints')
-    self._best = _Directory(workdir / 'best')
+    self._refuse_damaged = refuse_damaged or read_only
+    self._latest = _Directory(workdir / 'checkpoints', read_only)
+    self._best = _Directory(workdir / 'best', read_only)
 
   def save(self, step: int, state: Any) -> None:
     """Saves the latest state.
@@ -114,7 +117,8 @@ class Checkpoints:
         what = f'{path}: the checkpoint of step {step} is damaged ({e})'
         if self._refuse_damaged:
           raise CheckpointError(
-            f'{what}. Without --refuse_damaged the one before it is used.'
+            f'{what}. The program that trains uses the one before it, unless '
+            'told --refuse_damaged.'
           ) from e
         aside = self._set_aside(path)
         self._latest.reload()
@@ -178,15 +182,16 @@ class _DamagedError(Exception):
 class _Directory:
   """States by step in one directory."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, read_only: bool):
     self.path = path
+    options = ocp.CheckpointManagerOptions(
+      enable_async_checkpointing=False,
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
+    )
     try:
-      self._manager = ocp.CheckpointManager(
-        path.absolute(),
-        options=ocp.CheckpointManagerOptions(
-          enable_async_checkpointing=False, cleanup_tmp_directories=True
-        ),
-      )
+      self._manager = ocp.CheckpointManager(path.absolute(), options=options)
     except OSError as e:
       raise StorageError(f'{path}: {e.strerror or e}.') from e
 

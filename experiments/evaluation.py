@@ -54,6 +54,10 @@ class Evaluator:
 
     self._apply = apply
 
+  @property
+  def _samples(self) -> bool:
+    return self._draws and self._config.eval.boundary_mode == 'sample'
+
   def score(
     self,
     params: Any,
@@ -73,19 +77,36 @@ class Evaluator:
     Returns:
       Metrics by name, in the mode config.eval.boundary_mode.
     """
-    sample = self._draws and self._config.eval.boundary_mode == 'sample'
-    num_draws = self._config.eval.num_samples if sample else 1
-    outputs = functools.partial(self._outputs, params, source, check)
-    draws = [outputs(sample, n) for n in range(num_draws)]
-    scores = self._score(source, draws)
+    sample = self._samples
+    draws = self.run(params, source, check)
+    scores = self.summarise(source, draws)
     if both_modes and self._draws:
-      other = outputs(not sample, 0)
+      other = self._outputs(params, source, check, not sample, 0)
       modes = {sample: draws[0], not sample: other}
       for mode, name in ((False, 'deterministic'), (True, 'sampled')):
         rates = metrics.boundary_rates(modes[mode]['z'], modes[mode]['mask'])
         for layer, rate in enumerate(rates, start=1):
           scores[f'boundary/rate_{layer}_{name}'] = float(rate)
     return scores
+
+  def run(
+    self, params: Any, source, check: Callable[[], None] = lambda: None
+  ) -> list[dict]:
+    """Outputs and truth of all blocks: arrays `[blocks, ...]` by name.
+
+    Args:
+      params: of the model.
+      source: a clip source.
+      check: called before each batch; may raise to stop.
+
+    Returns:
+      One dict a draw; one where nothing is drawn.
+    """
+    num_draws = self._config.eval.num_samples if self._samples else 1
+    return [
+      self._outputs(params, source, check, self._samples, n)
+      for n in range(num_draws)
+    ]
 
   def _outputs(self, params, source, check, sample: bool, draw: int) -> dict:
     """Outputs and truth of all blocks, `[blocks, ...]`, padding rows left out.
@@ -109,21 +130,11 @@ class Evaluator:
       parts.append({k: v[real] for k, v in {**truth, **shown}.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
-  def _score(self, source, draws: list[dict]) -> dict:
-    first, labels = draws[0], np.asarray(source.labels)
-    blocks = np.mean(
-      [metrics.block_probabilities(d['logits'], d['mask']) for d in draws],
-      axis=0,
-    )
-    p = metrics.average_blocks(blocks, first['clip'], len(source))
-    likely = np.maximum(p[np.arange(len(p)), labels], 1e-12)
-    scores = {
-      'loss': float(-np.log(likely).mean()),
-      'acc/top1': metrics.top_k_accuracy(p, labels, 1),
-      'acc/top5': metrics.top_k_accuracy(p, labels, 5),
-      'acc/mean1': metrics.mean_class_accuracy(p, labels),
-      'mAP': metrics.mean_average_precision(p, labels),
-    }
+  def summarise(self, source, draws: list[dict]) -> dict:
+    """All metrics of what `run` returned; class scores are averaged."""
+    first = draws[0]
+    p = np.mean([clip_probabilities(source, d) for d in draws], axis=0)
+    scores = classification_scores(p, np.asarray(source.labels))
     if 'pick' in first:
       scores |= _attention_scores(source, draws)
     if 'z' in first:
@@ -162,6 +173,24 @@ class Evaluator:
         found[0], true, mask, tolerance, rng=rng
       ).f1
     return scores
+
+
+def clip_probabilities(source, draw: dict) -> np.ndarray:
+  """Class probabilities of each clip, over its blocks: float64 `[M, C]`."""
+  blocks = metrics.block_probabilities(draw['logits'], draw['mask'])
+  return metrics.average_blocks(blocks, draw['clip'], len(source))
+
+
+def classification_scores(p: np.ndarray, labels: np.ndarray) -> dict:
+  """Metrics of class probabilities `[M, C]` against labels int `[M]`."""
+  likely = np.maximum(p[np.arange(len(p)), labels], 1e-12)
+  return {
+    'loss': float(-np.log(likely).mean()),
+    'acc/top1': metrics.top_k_accuracy(p, labels, 1),
+    'acc/top5': metrics.top_k_accuracy(p, labels, 5),
+    'acc/mean1': metrics.mean_class_accuracy(p, labels),
+    'mAP': metrics.mean_average_precision(p, labels),
+  }
 
 
 def _attention_scores(source, draws: list[dict]) -> dict:

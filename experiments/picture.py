@@ -3,7 +3,6 @@
 python -m experiments.picture --workdir=W --out=clip.png [--clip=0]
 """
 
-import json
 import pathlib
 import sys
 
@@ -11,11 +10,9 @@ import jax
 import matplotlib
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
-from experiments import datasets, train
-from experiments.checkpoint import Checkpoints
-from experiments.errors import HmanError, WorkdirError
+from experiments import trained
+from experiments.errors import HmanError
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -38,44 +35,25 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS[name].value is None:
       raise HmanError(f'--{name}: missing.')
   workdir = pathlib.Path(_WORKDIR.value)
-  config = _read_config(workdir)
-  if config.data.name != 'composite_actions':
+  run = trained.read(workdir)
+  if run.config.data.name != 'composite_actions':
     raise HmanError(
       f'{workdir}: pictures are drawn of composite actions, this is a run on '
-      f'{config.data.name}.'
+      f'{run.config.data.name}.'
     )
-  splits = datasets.load(config)
-  if _CLIP.value >= len(splits.test):
+  if run.config.model.cell != 'hm_lstm':
+    raise HmanError(f'{workdir}: a {run.config.model.cell} has no boundaries.')
+  source = run.open_data().test
+  if _CLIP.value >= len(source):
     raise HmanError(
-      f'--clip: expected 0..{len(splits.test) - 1}, got {_CLIP.value}.'
+      f'--clip: expected 0..{len(source) - 1}, got {_CLIP.value}.'
     )
-  out = _run(config, splits, workdir)
-  draw(splits.test, _CLIP.value, out, pathlib.Path(_OUT.value))
-  print(f'wrote {_OUT.value}')
-
-
-def _read_config(workdir: pathlib.Path) -> ConfigDict:
-  try:
-    return ConfigDict(json.loads((workdir / 'config.json').read_text()))
-  except (OSError, ValueError) as e:
-    raise WorkdirError(f'{workdir}: holds no run: {e}.') from e
-
-
-def _run(config, splits, workdir: pathlib.Path):
-  """The model's output on the clip, as NumPy arrays `[1, T, ...]`."""
-  shape = splits.test.feature_shape
-  model = train.make_model(config, len(splits.test.class_names), shape)
-  like = train.init_state(
-    config, model, train.make_optimizer(config.train), shape
+  features = source[_CLIP.value]['features'][None]
+  out = jax.device_get(
+    run.model.apply(run.params, features, deterministic=True)
   )
-  checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-  if checkpoints.best_score() is None:
-    raise WorkdirError(f'{workdir}: the run has no evaluated model yet.')
-  state = checkpoints.restore_best(like)
-  if not config.model.cell == 'hm_lstm':
-    raise HmanError(f'{workdir}: a {config.model.cell} has no boundaries.')
-  features = splits.test[_CLIP.value]['features'][None]
-  return jax.device_get(model.apply(state.params, features, deterministic=True))
+  draw(source, _CLIP.value, out, pathlib.Path(_OUT.value))
+  print(f'wrote {_OUT.value}')
 
 
 def draw(source, index: int, out, path: pathlib.Path) -> None:

@@ -8,6 +8,15 @@ os.environ['XLA_FLAGS'] = (
 )
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_threefry_partitionable', True)
+
+
+@pytest.fixture(scope='session')
+def tiny_workdir(tmp_path_factory):
+  """A finished run of a few steps on generated clips; copy it to change it."""
+  from tiny_runs import tiny_config, train_in
+
+  return train_in(tmp_path_factory.mktemp('tiny') / 'run', tiny_config())

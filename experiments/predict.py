@@ -1,0 +1,318 @@
+"""Recognises the actions in any videos with a trained run.
+
+python -m experiments.predict --workdir=W VIDEO... [--topk=5] [--json]
+    [--out=DIR]
+
+A VIDEO is a file or a folder of frames (img_00001.jpg, ...). Below --out, each
+video gets a folder with prediction.json (sorted labels and scores),
+frames.jsonl (scores, attention and boundaries of every frame), segments.json
+(what the layers cut it into, like ActivityNet) and overlay.mp4. Videos are
+streamed: memory does not grow with their length. In Python:
+experiments.recognise.VideoRecogniser.
+"""
+
+import collections
+import contextlib
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+from absl import flags
+
+from data import videos
+from data.errors import VideoError
+from experiments import program
+from experiments.errors import HmanError
+
+FLAGS = program.new_flags()
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of a trained run on videos.', flag_values=FLAGS
+)
+_TOPK = flags.DEFINE_integer(
+  'topk', 5, 'Labels to show.', lower_bound=1, flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+  'out', None, 'Folder for files of each video.', flag_values=FLAGS
+)
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print JSON, and nothing else.', flag_values=FLAGS
+)
+_STATE = flags.DEFINE_enum(
+  'state',
+  'carried',
+  ['carried', 'blocks'],
+  'Carry the state through the whole video, or begin anew every T frames and '
+  'average, as experiments.evaluate does.',
+  flag_values=FLAGS,
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint',
+  'best',
+  ['best', 'latest'],
+  'The best on validation, or the latest.',
+  flag_values=FLAGS,
+)
+_FPS = flags.DEFINE_float(
+  'fps',
+  25.0,
+  'Frames a second of videos that do not tell, such as folders of frames.',
+  lower_bound=1e-3,
+  flag_values=FLAGS,
+)
+_BAD_VIDEO = 2  # exit code
+_DIGITS = 6  # of scores in frames.jsonl
+
+
+def main(positional: list[str]) -> int:
+  """Recognises the videos; a bad one does not stop the others."""
+  workdir = program.required(FLAGS, 'workdir')
+  if not positional:
+    raise HmanError('VIDEO: missing; name one or more videos.')
+  out = pathlib.Path(FLAGS.out) if FLAGS.out else None
+  folders = _folders(out, positional)
+
+  from experiments import runtime  # JAX is slow to start
+  from experiments.recognise import VideoRecogniser
+
+  runtime.enable_compilation_cache()
+  recogniser = VideoRecogniser.load(
+    workdir,
+    checkpoint=FLAGS.checkpoint,
+    carry_state=FLAGS.state == 'carried',
+  )
+  results, code = [], 0
+  for video, folder in zip(positional, folders):
+    try:
+      result = recognise(recogniser, video, folder, FLAGS.topk, FLAGS.fps)
+    except VideoError as e:
+      code = _BAD_VIDEO
+      result = {'video': video, 'error': str(e)}
+      print(f'error: {e}', file=sys.stderr)
+    results.append(result)
+    if not FLAGS.json and 'error' not in result:
+      print(describe(result, folder), flush=True)
+  if FLAGS.json:
+    print(json.dumps(results, indent=2))
+  return code
+
+
+def _folders(
+  out: pathlib.Path | None, names: list[str]
+) -> list[pathlib.Path | None]:
+  """A folder of its own for each video, named as it is."""
+  if out is None:
+    return [None] * len(names)
+  used: collections.Counter[str] = collections.Counter()
+  folders: list[pathlib.Path | None] = []
+  for name in names:
+    path = pathlib.Path(name).resolve()
+    stem = path.name if path.is_dir() else path.stem
+    used[stem] += 1
+    folders.append(out / (f'{stem}_{used[stem]}' if used[stem] > 1 else stem))
+  return folders
+
+
+def recognise(
+  recogniser,
+  video: str | pathlib.Path,
+  folder: pathlib.Path | None,
+  top_k: int = 5,
+  default_fps: float = 25.0,
+) -> dict[str, Any]:
+  """Recognises one video, and writes its files.
+
+  Args:
+    recogniser: a `VideoRecogniser`.
+    video: a video file or a folder of frames.
+    folder: for the files, made if missing; None writes nothing. Files come into
+      it when all are whole.
+    top_k: labels to give.
+    default_fps: of a video that does not tell.
+
+  Returns:
+    JSON-able dict of `video`, `num_frames`, `fps`, `predictions` and, if the
+    model has boundaries, `segments`.
+
+  Raises:
+    VideoError: if the video cannot be read or decoded.
+    HmanError: if the files cannot be written.
+  """
+  header = videos.read_header(video)
+  fps = header.fps or default_fps
+  try:
+    with contextlib.ExitStack() as stack:
+      stage = stack.enter_context(_stage(folder)) if folder else None
+      files = _Files(stack, stage, recogniser, fps)
+      output = None
+      for output in recogniser.stream(files.frames(video)):
+        files.add(output)
+      if output is None:
+        raise VideoError(f'{video}: no frames in it.')
+      result = {
+        'video': str(video),
+        'num_frames': files.num_frames,
+        'fps': fps,
+        'predictions': recogniser.ranked(output.running, top_k),
+      }
+      files.finish(result)
+  except OSError as e:
+    raise HmanError(f'{folder}: cannot write: {e.strerror or e}.') from e
+  return result
+
+
+@contextlib.contextmanager
+def _stage(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside, whose files come into `folder` if all goes well."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f'.{folder.name}.', dir=folder.parent
+  ) as name:
+    stage = pathlib.Path(name)
+    yield stage
+    folder.mkdir(exist_ok=True)
+    for file in sorted(stage.iterdir()):
+      file.replace(folder / file.name)
+
+
+class _Files:
+  """What is written of one video as it streams by; nothing without a stage."""
+
+  def __init__(self, stack, stage: pathlib.Path | None, recogniser, fps: float):
+    from experiments.recognise import Segments
+
+    self._stack = stack
+    self._stage = stage
+    self._recogniser = recogniser
+    self._fps = fps
+    self._segments = Segments(recogniser, fps)
+    self._pending: collections.deque[np.ndarray] = collections.deque()
+    self._num_shown = 0
+    self._overlay: Any = None
+    self._last: Any = None
+    self._record: IO | None = None
+    if stage:
+      self._record = stack.enter_context((stage / 'frames.jsonl').open('w'))
+    self.num_frames = 0
+
+  def frames(self, video) -> Iterator[np.ndarray]:
+    """The frames for the extractor; those to show are put aside."""
+    size = self._recogniser.extractor.image_size
+    sizes = (size, None) if self._stage else (size,)
+    for small, *shown in videos.stream(video, sizes):
+      self.num_frames += 1
+      if shown:
+        self._put_aside(shown[0])
+      yield small
+
+  def _put_aside(self, frame: np.ndarray) -> None:
+    from experiments import overlay
+
+    size = overlay.fit(*frame.shape[:2])
+    if self._overlay is None:
+      assert self._stage
+      self._size = size
+      self._overlay = overlay.Overlay(
+        self._stage / 'overlay.mp4',
+        size,
+        self._fps,
+        self._recogniser.num_layers,
+        self._recogniser.class_names,
+      )
+      self._stack.callback(self._overlay.close)
+    self._pending.append(videos.resize(frame, self._size))
+
+  def add(self, output) -> None:
+    """Takes the output of the next frame that the model reads."""
+    self._segments.add(output)
+    self._show_until(output.index)  # frames between, by the stride
+    self._last = output
+    self._show_until(output.index + 1)
+    if self._record:
+      record = frame_record(self._recogniser, output, self._fps)
+      self._record.write(json.dumps(record) + '\n')
+
+  def _show_until(self, index: int) -> None:
+    while self._pending and self._num_shown < index:
+      self._overlay.add(self._pending.popleft(), self._last)
+      self._num_shown += 1
+
+  def finish(self, result: dict) -> None:
+    """Adds the segments to a result, and writes what is left."""
+    self._show_until(self.num_frames)
+    if self._recogniser.num_layers:
+      result['segments'] = self._segments.finish(self.num_frames)
+    if not self._stage:
+      return
+    run = self._recogniser.run
+    about = {
+      'model': run.config.model.name,
+      'step': run.step,
+      'state': 'carried' if self._recogniser.carry_state else 'blocks',
+    }
+    self._write('prediction.json', {**result, 'about': about})
+    name = pathlib.Path(result['video']).name
+    self._write(
+      'segments.json',
+      {
+        'version': 'hman_jax',
+        'results': {name: result.get('segments', [])},
+        'external_data': about,
+      },
+    )
+
+  def _write(self, name: str, tree: dict) -> None:
+    assert self._stage
+    (self._stage / name).write_text(json.dumps(tree, indent=2) + '\n')
+
+
+def frame_record(recogniser, output, fps: float) -> dict[str, Any]:
+  """A line of frames.jsonl.
+
+  Args:
+    recogniser: a `VideoRecogniser`.
+    output: a `FrameOutput`.
+    fps: frames a second.
+
+  Returns:
+    JSON-able dict of `frame` (from 0), `time` (seconds), `label` (likeliest so
+    far), `scores` (of this frame, in the order of label_map.txt), and, where
+    the model has them, `attention` (weights of the locations, row by row),
+    `boundaries` (0 or 1 a layer) and `operations` (0 COPY, 1 UPDATE, 2 FLUSH).
+  """
+  short = lambda values: [round(float(v), _DIGITS) for v in values]
+  record: dict[str, Any] = {
+    'frame': output.index,
+    'time': round(output.index / fps, _DIGITS),
+    'label': recogniser.class_names[int(output.running.argmax())],
+    'scores': short(output.probabilities),
+  }
+  if output.weights is not None:
+    record['attention'] = short(output.weights)
+  if output.z is not None:
+    record['boundaries'] = output.z.astype(int).tolist()
+    record['operations'] = output.operation.tolist()
+  return record
+
+
+def describe(result: dict, folder: pathlib.Path | None) -> str:
+  """A result as text."""
+  seconds = result['num_frames'] / result['fps']
+  lines = [f'{result["video"]}: {result["num_frames"]} frames, {seconds:.1f} s']
+  lines += [
+    f'  {100 * p["score"]:5.1f} %  {p["label"]}' for p in result['predictions']
+  ]
+  counts = collections.Counter(s['layer'] for s in result.get('segments', ()))
+  if counts:
+    parts = [f'layer {layer}: {counts[layer]}' for layer in sorted(counts)]
+    lines.append(f'  segments: {", ".join(parts)}')
+  if folder:
+    lines.append(f'  files: {folder}')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  program.run(main, FLAGS, __doc__)

@@ -1,0 +1,55 @@
+"""Runs of a few steps, in this process, for tests of the programs."""
+
+import pathlib
+
+import jax
+
+from configs import quickstart
+from experiments import config as config_lib
+from experiments import datasets, train, workdir
+from experiments.checkpoint import Checkpoints
+from experiments.reporting import RunLog
+
+TINY = {
+  'data.num_train': 24,
+  'data.num_validation': 8,
+  'data.num_test': 8,
+  'data.num_frames': 12,
+  'model.hidden_size': 8,
+  'model.num_layers': 2,
+  'model.scorer_size': 8,
+  'train.batch_size': 8,
+  'train.num_steps': 6,
+  'train.warmup_steps': 0,
+  'train.eval_every': 3,
+  'train.log_every': 1,
+  'checkpoint.every': 2,
+  'eval.batch_size': 8,
+}
+
+
+def tiny_config(recipe=quickstart, **changes):
+  """A resolved config of a recipe, made tiny."""
+  config = recipe.get_config()
+  config.update_from_flattened_dict({**TINY, **changes})
+  return config_lib.resolve(config)
+
+
+def train_in(directory: pathlib.Path, config) -> pathlib.Path:
+  """Trains as `experiments.main` does, on one device."""
+  splits = datasets.load(config)
+  workdir.claim(directory, config, splits)
+  mesh = jax.make_mesh(
+    (1,),
+    ('data',),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:1],
+  )
+  checkpoints = Checkpoints(directory, config.checkpoint.keep)
+  log = RunLog(directory, config.train.log_every, config.train.log_seconds)
+  train.run(config, splits, mesh, checkpoints, log)
+  text, scores = train.final_evaluation(config, splits, checkpoints, log)
+  workdir.finish(directory, scores, text)
+  log.close()
+  checkpoints.close()
+  return directory
