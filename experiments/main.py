@@ -1,5 +1,6 @@
 """Train and evaluate: python -m experiments.main --config=configs/NAME.py."""
 
+import contextlib
 import pathlib
 import sys
 
@@ -90,12 +91,13 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     _REFUSE_DAMAGED.value,
   )
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
-  train.run(config, splits, mesh, checkpoints, log, stop)
-  text, scores = train.final_evaluation(config, splits, checkpoints, log, stop)
+  with contextlib.closing(checkpoints), contextlib.closing(log):
+    train.run(config, splits, mesh, checkpoints, log, stop)
+    text, scores = train.final_evaluation(
+      config, splits, checkpoints, log, stop
+    )
   path = workdir.finish(directory, scores, text)
   print(f'\n{text}\n\nmetrics: {path}')
-  log.close()
-  checkpoints.close()
 
 
 def _config():

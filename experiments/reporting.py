@@ -32,6 +32,7 @@ class RunLog:
     self._folder = str(workdir / 'tensorboard')
     self._every = every
     self._seconds = seconds
+    self._events: SummaryWriter | None = None
 
   def begin(self, step: int, num_steps: int, batch_size: int) -> None:
     """Starts at a step; records of later steps, of a lost run, are dropped."""
@@ -96,7 +97,8 @@ class RunLog:
 
   def close(self) -> None:
     """Writes what is still in memory."""
-    self._events.close()
+    if self._events is not None:
+      self._events.close()
 
   def _record(self, mode: str, step: int, values: dict) -> None:
     # JSON has no word for what is not finite.
@@ -112,6 +114,7 @@ class RunLog:
         'command to go on from the last checkpoint.'
       ) from e
     self._done.add((mode, step))
+    assert self._events is not None, 'begin() comes first'
     for name, value in values.items():
       self._events.add_scalar(f'{mode}/{name}', value, step)
     self._events.flush()

@@ -128,8 +128,13 @@ def init_state(config, model, optimizer, shape) -> TrainState:
     opt_state=optimizer.init(params),
     baseline=jnp.zeros(()),
     skipped=jnp.zeros((), jnp.int32),
-    averaged=params if config.train.ema_decay else None,
+    averaged=_copy(params) if config.train.ema_decay else None,
   )
+
+
+def _copy(tree):
+  """Arrays of its own: a step donates each only once."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 def make_train_step(
@@ -417,7 +422,7 @@ def run(
   if restored is None and config.model.feature_norm == 'standard':
     statistics = pipeline.feature_statistics(splits.train)
     params = models.with_statistics(state.params, *statistics)
-    averaged = params if train.ema_decay else None
+    averaged = _copy(params) if train.ema_decay else None
     state = state._replace(params=params, averaged=averaged)
   state = jax.device_put(restored or state, replicated)
   start = int(state.step)
