@@ -43,11 +43,13 @@ def main() -> int:
   findings += _balance(counts, pathlib.Path(opened.data.root))
   lengths = [m.num_frames for m in found.values() if isinstance(m, Media)]
   frames = command.frame_counts(lengths) if lengths else None
+  window = opened.data.num_frames * opened.data.frame_stride
+  short = sum(length <= window - opened.data.frame_stride for length in lengths)
   fatal = any(f.fatal for f in findings)
   if command.JSON.value:
-    print(json.dumps(_tree(opened, counts, frames, findings), indent=2))
+    print(json.dumps(_tree(opened, counts, frames, short, findings), indent=2))
   else:
-    print(_report(opened, counts, frames, findings))
+    print(_report(opened, counts, frames, short, findings))
   return 2 if fatal else 0
 
 
@@ -179,13 +181,18 @@ def _balance(
 
 
 def _tree(
-  opened: command.Opened, counts: dict, frames: Any, findings: Sequence[Finding]
+  opened: command.Opened,
+  counts: dict,
+  frames: Any,
+  short: int,
+  findings: Sequence[Finding],
 ) -> dict[str, Any]:
   return {
     'data': opened.dataset.identity,
     'root': str(opened.data.root),
     'classes': counts,
     'frames': frames,
+    'shorter_than_window': short,
     'errors': sum(f.fatal for f in findings),
     'warnings': sum(not f.fatal for f in findings),
     'findings': [
@@ -199,12 +206,19 @@ def _order(finding: Finding) -> tuple:
 
 
 def _report(
-  opened: command.Opened, counts: dict, frames: Any, findings: Sequence[Finding]
+  opened: command.Opened,
+  counts: dict,
+  frames: Any,
+  short: int,
+  findings: Sequence[Finding],
 ) -> str:
   errors = sum(f.fatal for f in findings)
   parts = [command.title(opened), command.class_table(counts)]
   if frames:
     parts.append(command.histogram(frames))
+  if short:
+    window = opened.data.num_frames
+    parts.append(f'{short} clips are shorter than a window of {window} frames')
   parts += [
     f'{"error" if f.fatal else "warning"}: {f} [{f.kind}]'
     for f in sorted(findings, key=_order)

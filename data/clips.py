@@ -137,7 +137,7 @@ def checked(
     raise DataError(_message(fatal, root, len(missing)))
   if not missing:
     return dataset
-  lines = ''.join(sorted(f'{f.path.name} {f.message}\n' for f in missing))
+  lines = ''.join(sorted(f'{f.path.name}:{f.line}\n' for f in missing))
   digest = hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
   return dataclasses.replace(
     dataset,
@@ -373,12 +373,33 @@ def is_video(path: pathlib.Path) -> bool:
 
   Returns:
     True for either.
+
+  Raises:
+    DataError: if it is a folder that cannot be read.
   """
   if path.name.startswith('.'):
     return False
   if path.is_dir():
-    return any(frame_folder.is_frame(name) for name in os.listdir(path))
+    return count_frames(path) > 0
   return path.suffix.lower() in SUFFIXES
+
+
+def count_frames(folder: pathlib.Path) -> int:
+  """The number of pictures in a folder of frames, by their names.
+
+  Args:
+    folder: a folder.
+
+  Returns:
+    0 if it is no folder of frames.
+
+  Raises:
+    DataError: if it cannot be read.
+  """
+  try:
+    return sum(frame_folder.is_frame(name) for name in os.listdir(folder))
+  except OSError as e:
+    raise DataError(f'{folder}: cannot read: {e.strerror}.') from e
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from data import clips, frame_folder
+from data import clips
 from data.clips import Clip, Dataset, Finding
 from data.errors import DataError
 from data.videos import SUFFIXES
@@ -638,7 +638,7 @@ def _has_frames(video: pathlib.Path, line: Line, wrong) -> bool:
   """Whether a folder has as many frames as its line says."""
   if not video.is_dir():
     return True
-  count = sum(frame_folder.is_frame(name) for name in os.listdir(video))
+  count = clips.count_frames(video)
   if not count:
     wrong('missing', f'{video} is a folder without frames.')
     return False

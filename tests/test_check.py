@@ -1,6 +1,7 @@
 """`python -m data.check` and `python -m data.describe`."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -135,6 +136,7 @@ def test_check_of_a_good_and_a_bad_tree(tmp_path):
   assert tree['errors'] == tree['warnings'] == 0
   assert tree['classes']['sit'] == {'train': 3, 'validation': 1, 'test': 2}
   assert (tree['frames']['min'], tree['frames']['max']) == (8, 11)
+  assert tree['shorter_than_window'] == 18  # of 40 frames
 
   victims = sorted((root / 'run').iterdir())
   raw = victims[0].read_bytes()
@@ -172,6 +174,24 @@ def test_check_of_lists(tmp_path):
   assert f'{path}:{number + 2}: ' in done.stdout
   assert f'{path}:{number + 3}: expected' in done.stdout
   assert '3 errors, 0 warnings' in done.stdout
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(
+  'HMAN_REAL_DATA' not in os.environ,
+  reason='set HMAN_REAL_DATA to the folder that holds jhmdb/',
+)
+def test_check_of_real_clips():
+  root = pathlib.Path(os.environ['HMAN_REAL_DATA'], 'jhmdb')
+  done = _run(
+    'check', '--config=configs/hmdb51.py', '--json', **{'data.root': root}
+  )
+  assert done.returncode == 0, done.stderr
+  tree = json.loads(done.stdout)
+  assert tree['errors'] == 0
+  assert [f['kind'] for f in tree['findings']] == ['header']
+  assert tree['findings'][0]['message'].startswith('551 headers declare')
+  assert tree['frames']['min'] == 15 and tree['frames']['max'] == 40
 
 
 def test_describe(tmp_path):

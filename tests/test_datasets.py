@@ -127,6 +127,9 @@ def test_missing_clips_may_be_allowed():
   assert not any(f.fatal for f in allowed.findings)
   other = clips.Dataset(('a',), (), (), {'name': 'x'}, findings=findings[:1])
   assert clips.checked(other, 'r', 2).identity != allowed.identity
+  moved = tuple(f._replace(path=pathlib.Path('m', 'l.txt')) for f in findings)
+  there = clips.Dataset(('a',), (), (), {'name': 'x'}, findings=moved)
+  assert clips.checked(there, 'r', 2).identity == allowed.identity
 
 
 # --- UCF Sports -------------------------------------------------------------
@@ -412,6 +415,20 @@ def test_names_that_are_no_text(tmp_path):
   (tmp_path / 'a\nb' / 'x.avi').touch()
   dataset = video_folder.scan(tmp_path)
   assert _kinds(dataset, True) == {'name': 2}
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+  data_trees.video_folder(tmp_path, empty=True)
+  real = os.listdir
+
+  def listdir(path):
+    if str(path).endswith('clip 3'):
+      raise PermissionError(13, 'Permission denied')
+    return real(path)
+
+  monkeypatch.setattr(os, 'listdir', listdir)
+  with pytest.raises(DataError, match='clip 3: cannot read: Permission denied'):
+    video_folder.read(tmp_path)
 
 
 @pytest.mark.parametrize('make', ['nothing', 'missing', 'empty', 'file'])
