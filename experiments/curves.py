@@ -100,7 +100,7 @@ def charts(records: list[dict], attention: str) -> list[Chart]:
       (*held_out, 'validation', 'attention/entropy'),
     ]),
     ('Attention on the actor', '%', False, [
-      (*held_out, 'validation', 'attention/hit_rate'),
+      ('validation', 1, False, 'validation', 'attention/hit_rate'),
       ('chance', 2, True, 'validation', 'attention/hit_rate_chance'),
     ]),
     ('Boundary F1', '%', False, [

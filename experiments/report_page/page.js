@@ -7,7 +7,7 @@ const classes = data.classes;
 const side = data.side; // cells of the attention's grid
 const MARGIN = 46; // left of all that runs along the time of a clip
 const percent = (v, digits = 1) =>
-  v === null ? '–' : (100 * v).toFixed(digits) + ' %';
+  v === null ? '–' : (100 * v).toFixed(digits) + '\u00a0%';
 
 // Elements are made of text nodes only: no name is ever read as HTML.
 function fill(node, attributes, children) {
@@ -98,19 +98,22 @@ function ticks(low, high, count) {
   const unit = 10 ** Math.floor(Math.log10(raw));
   const step = unit * [1, 2, 5, 10].find((m) => m * unit >= 0.75 * raw);
   const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++)
+  for (let k = Math.ceil(low / step - 1e-9); k <= high / step + 1e-9; k++)
     found.push(k * step);
   return found;
 }
 
+// Positions of round numbers on a logarithmic axis: 3 or more if there are any.
 function logTicks(low, high) {
-  const found = [];
-  for (let k = Math.floor(low); k <= Math.ceil(high); k++)
-    for (const m of [1, 2, 5]) {
-      const at = k + Math.log10(m);
-      if (at >= low && at <= high) found.push(at);
-    }
-  return found.length > 7 ? found.filter((_, i) => i % 3 === 0) : found;
+  let found = [];
+  for (const digits of [[1], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]) {
+    found = [];
+    for (let k = Math.floor(low); k <= Math.ceil(high); k++)
+      found.push(...digits.map((m) => k + Math.log10(m)));
+    found = found.filter((v) => v >= low - 1e-9 && v <= high + 1e-9);
+    if (found.length >= 3) break;
+  }
+  return found.length >= 2 ? found : [low, high];
 }
 
 class Chart {
@@ -216,7 +219,7 @@ class Chart {
   }
 
   say(value) {
-    return short(value * this.scale) + (this.scale === 100 ? ' %' : '');
+    return short(value * this.scale) + (this.scale === 100 ? '\u00a0%' : '');
   }
 
   point(event) {
@@ -359,7 +362,8 @@ const state = {clip: null, t: 0, image: null, heat: null, timer: null};
 let visible = [];
 
 function fillFilters() {
-  for (const [id, field] of [['by-true', 'label'], ['by-predicted', 'predicted']]) {
+  const fields = {'by-true': 'label', 'by-predicted': 'predicted'};
+  for (const [id, field] of Object.entries(fields)) {
     const there = new Set(data.clips.map((c) => c[field]));
     $(id).append(
       el('option', {value: ''}, 'any'),
@@ -501,7 +505,8 @@ function sayFrame() {
         .join(', '),
     );
   if (clip.pick) {
-    const spread = clip.heaviest ? ` most (${percent(clip.heaviest[t], 0)})` : '';
+    const share = clip.heaviest && percent(clip.heaviest[t], 0);
+    const spread = share ? ` most (${share})` : '';
     let looks = `Looks${spread} at ${place(clip.pick[t])}`;
     if (clip.target && clip.target[t] >= 0)
       looks += clip.target[t] === clip.pick[t]
@@ -542,11 +547,12 @@ function drawFrame() {
   const look = getComputedStyle(document.documentElement);
   const box = (cell, name, inset, thick) => {
     const [x, y] = [(cell % side) * w, Math.floor(cell / side) * h];
-    for (const [style, line] of [['#000', thick + 3], [look.getPropertyValue(name), thick]]) {
-      context.strokeStyle = style;
-      context.lineWidth = line;
+    const colours = ['#000', look.getPropertyValue(name)];
+    colours.forEach((line, i) => {
+      context.strokeStyle = line;
+      context.lineWidth = i ? thick : thick + 3; // seen on any picture
       context.strokeRect(x + inset, y + inset, w - 2 * inset, h - 2 * inset);
-    }
+    });
   };
   if (clip.target && clip.target[t] >= 0) box(clip.target[t], '--actor', 0, 5);
   if (!clip.pick || !$('overlay').checked) return;
@@ -614,7 +620,9 @@ function drawTimeline() {
   let y = CURVES + 6 + GAP;
   const layers = clip.operation ?? [];
   const top = y;
+  // Layer 1 is the lowest, next to the truth.
   layers.forEach((row, l) => {
+    y = top + (layers.length - 1 - l) * (BAND + GAP);
     label(y + 15, `z${l + 1}`);
     for (let t = 0, end; t < clip.steps; t = end) {
       for (end = t + 1; end < clip.steps && row[end] === row[t]; end++);
@@ -633,15 +641,16 @@ function drawTimeline() {
           svg('line', {x1: at, x2: at, y1: y - 3, y2: y + 5, class: 'found'}),
         );
       }
-    y += BAND + GAP;
   });
+  y = top + layers.length * (BAND + GAP);
   if (clip.boundaries) {
     label(y + 15, 'truth');
     const edges = [0, ...clip.boundaries, clip.steps];
     for (let k = 0; k + 1 < edges.length; k++) {
       const [a, b] = [x(edges[k]), x(edges[k + 1])];
       const odd = k % 2 ? 'part odd' : 'part';
-      parts.push(svg('rect', {x: a, width: b - a, y, height: BAND, class: odd}));
+      const box = {x: a, width: b - a, y, height: BAND};
+      parts.push(svg('rect', {...box, class: odd}));
       if (clip.parts?.length === edges.length - 1)
         parts.push(
           svg(
@@ -669,22 +678,21 @@ function drawTimeline() {
     );
   clip.likely.forEach((l, i) => {
     const isTrue = l.class === clip.label ? 'line true' : 'line';
-    const points = l.steps.map(
-      (p, t) => `${x(t + 0.5).toFixed(1)},${(6 + CURVES * (1 - p / 1000)).toFixed(1)}`,
-    );
-    parts.push(
-      svg('polyline', {points: points.join(' '), stroke: colour(i), class: isTrue}),
-    );
+    const points = l.steps.map((p, t) => {
+      const height = 6 + CURVES * (1 - p / 1000);
+      return `${x(t + 0.5).toFixed(1)},${height.toFixed(1)}`;
+    });
+    const line = {stroke: colour(i), class: isTrue};
+    parts.push(svg('polyline', {points: points.join(' '), ...line}));
   });
-  for (let v = 0; v < clip.steps; v += 1) {
-    const every = Math.max(Math.ceil(60 / cell / 5) * 5, 1);
-    if (v % every) continue;
+  const every = Math.max(Math.ceil(60 / cell / 5) * 5, 1);
+  for (let v = 0; v < clip.steps; v += every)
     parts.push(
       svg('text', {x: x(v + 0.5), y: y + 6, 'text-anchor': 'middle'},
         String(v * clip.stride)),
     );
-  }
-  const cursor = svg('line', {y1: 2, y2: y - GAP + 2, class: 'cursor', id: 'cursor'});
+  const ends = {y1: 2, y2: y - GAP + 2};
+  const cursor = svg('line', {...ends, class: 'cursor', id: 'cursor'});
   const node = svg(
     'svg',
     {width, height: y + 12, role: 'img', 'aria-label': sayTimeline()},
@@ -780,7 +788,9 @@ document.addEventListener('keydown', (event) => {
   event.preventDefault();
   KEYS[key]();
 });
-$('scrubber').addEventListener('input', () => jump(Number($('scrubber').value)));
+$('scrubber').addEventListener('input', (event) =>
+  jump(Number(event.target.value)),
+);
 $('overlay').addEventListener('change', drawFrame);
 $('play').addEventListener('click', play);
 $('back').addEventListener('click', KEYS.ArrowLeft);
