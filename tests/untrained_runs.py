@@ -1,4 +1,4 @@
-"""Working directories as after training, but for the training: quick to make."""
+"""Working directories as after training, made quickly, without it."""
 
 import json
 import pathlib
