@@ -513,21 +513,13 @@ def test_program_writes_page_and_figures(
   assert f'wrote {out}: 1 clips' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    (['--workdir={tmp}'], 'holds no run'),
-    (['--workdir={tmp}', '--clips=0'], 'clips'),
-  ],
-)
-def test_mistakes_end_in_one_message(tmp_path, arguments, message):
+def test_mistakes_end_in_one_message(tmp_path):
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.report']
-    + [a.format(tmp=tmp_path) for a in arguments],
+    [sys.executable, '-m', 'experiments.report', f'--workdir={tmp_path}'],
     capture_output=True, text=True, timeout=120,
   )  # fmt: skip
   assert done.returncode == 2
-  assert message in done.stderr and 'Traceback' not in done.stderr
+  assert 'holds no run' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_composite_clips_know_their_parts():

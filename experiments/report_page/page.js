@@ -153,6 +153,7 @@ class Chart {
     let low = Math.min(...ys);
     let high = Math.max(...ys);
     if (!log && low >= 0 && low < 0.5 * high) low = 0;
+    if (this.scale === 100 && high > 90) high = 100;
     if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
     const first = Math.min(...xs);
     const last = Math.max(Math.max(...xs), first + 1);
@@ -260,7 +261,6 @@ function drawMatrix() {
     const cells = row.map((count, j) => {
       const cell = el('td');
       cell.style.setProperty('--share', (count / total).toFixed(3));
-      if (count / total > 0.5) cell.className = 'strong';
       if (!count) return cell;
       const label = `${count} of ${total} clips of ${classes[i]} recognised ` +
         `as ${classes[j]}`;
@@ -677,12 +677,17 @@ function drawTimeline() {
         svg('title', {}, 'the network starts again')),
     );
   clip.likely.forEach((l, i) => {
-    const isTrue = l.class === clip.label ? 'line true' : 'line';
+    const isTrue = l.class === clip.label;
     const points = l.steps.map((p, t) => {
       const height = 6 + CURVES * (1 - p / 1000);
       return `${x(t + 0.5).toFixed(1)},${height.toFixed(1)}`;
     });
-    const line = {stroke: colour(i), class: isTrue};
+    if (points.length === 1) {
+      const [cx, cy] = points[0].split(',');
+      parts.push(svg('circle', {cx, cy, r: isTrue ? 5 : 3, fill: colour(i)}));
+      return;
+    }
+    const line = {stroke: colour(i), class: isTrue ? 'line true' : 'line'};
     parts.push(svg('polyline', {points: points.join(' '), ...line}));
   });
   const every = Math.max(Math.ceil(60 / cell / 5) * 5, 1);
