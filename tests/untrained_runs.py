@@ -25,6 +25,7 @@ def make(directory: pathlib.Path, **changes) -> pathlib.Path:
   """
   config = tiny_config(**changes)
   splits = datasets.load(config)
+  directory.mkdir()
   workdir.claim(directory, config, splits)
   model = train.make_model(config, 8, splits.test.feature_shape)
   state = train.init_state(
