@@ -206,6 +206,7 @@ class VideoFeatures:
     labels: one a clip.
     class_names: names of the classes.
     identity: what the data are, JSON-able.
+    videos: the video of each clip, for `frames`; None if they are not kept.
 
   Raises:
     DataError: if a file is no array of features of one shape.
@@ -221,12 +222,14 @@ class VideoFeatures:
     *,
     class_names: Sequence[str],
     identity: dict,
+    videos: Sequence[pathlib.Path] | None = None,
   ):
     self.clip_names = tuple(names)
     self.class_names = tuple(class_names)
     self.labels = np.asarray(labels, np.int32)
     self.identity = identity
     self._paths = list(paths)
+    self._videos = None if videos is None else list(videos)
     shapes = [self._open(i).shape for i in range(len(self._paths))]
     self.lengths = np.array([s[0] for s in shapes], np.int32)
     sizes = {s[1:] for s in shapes}
@@ -243,6 +246,16 @@ class VideoFeatures:
       'features': self._open(index),
       'label': int(self.labels[index]),
     }
+
+  def frames(self, index: int) -> np.ndarray:
+    """The clip as pictures: uint8 `[T, height, width, 3]`, RGB.
+
+    Raises:
+      VideoError: if the video is not known, or cannot be decoded.
+    """
+    if self._videos is None:
+      raise VideoError(f'{self.clip_names[index]}: its video is not kept.')
+    return decode(self._videos[index])
 
   def _open(self, index: int) -> np.ndarray:
     path = self._paths[index]

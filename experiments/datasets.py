@@ -91,6 +91,7 @@ def _videos(config, should_stop) -> Splits:
       [c.label for c in part],
       class_names=dataset.class_names,
       identity={**dataset.identity, 'part': name, **extractor.identity},
+      videos=[c.path for c in part],
     )
     for name, part in zip(parts._fields, parts)
   }

@@ -1,7 +1,7 @@
 """The test protocol: every block of every clip, averaged; and its metrics."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +30,8 @@ class Evaluator:
     self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
     self._key = jax.random.key(config.seed)
 
-    @functools.partial(jax.jit, static_argnames='sample')
-    def apply(params, batch, key, sample):
+    @functools.partial(jax.jit, static_argnames=('sample', 'weights'))
+    def apply(params, batch, key, sample, weights):
       keys = _clip_keys(key, batch['clip'], batch['start'])
       out = model.apply(
         params,
@@ -47,6 +47,8 @@ class Evaluator:
         shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
         shown['entropy'] = out.attention.entropy
         shown['temperature'] = out.attention.temperature
+        if weights:
+          shown['weights'] = out.attention.weights
       if out.cell is not None and out.cell.z is not None:
         shown['z'] = out.cell.z
         shown['operation'] = out.cell.operation
@@ -90,7 +92,13 @@ class Evaluator:
     return scores
 
   def run(
-    self, params: Any, source, check: Callable[[], None] = lambda: None
+    self,
+    params: Any,
+    source,
+    check: Callable[[], None] = lambda: None,
+    *,
+    clips: Sequence[int] | None = None,
+    weights: bool = False,
   ) -> list[dict]:
     """Outputs and truth of all blocks: arrays `[blocks, ...]` by name.
 
@@ -98,18 +106,22 @@ class Evaluator:
       params: of the model.
       source: a clip source.
       check: called before each batch; may raise to stop.
+      clips: which clips; None is all.
+      weights: also the attention's weights `[blocks, T, N]`.
 
     Returns:
       One dict a draw; one where nothing is drawn.
     """
     num_draws = self._config.eval.num_samples if self._samples else 1
     return [
-      self._outputs(params, source, check, self._samples, n)
+      self._outputs(params, source, check, self._samples, n, clips, weights)
       for n in range(num_draws)
     ]
 
-  def _outputs(self, params, source, check, sample: bool, draw: int) -> dict:
-    """Outputs and truth of all blocks, `[blocks, ...]`, padding rows left out.
+  def _outputs(
+    self, params, source, check, sample, draw, clips=None, weights=False
+  ) -> dict:
+    """Outputs and truth of blocks, `[blocks, ...]`, padding rows left out.
 
     The T-frame blocks of a clip stay rows of their own.
     """
@@ -120,11 +132,14 @@ class Evaluator:
       num_frames=config.data.num_frames,
       frame_stride=config.data.frame_stride,
     )
+    if clips is not None:
+      wanted = set(clips)
+      batches.blocks = [b for b in batches.blocks if b[0] in wanted]
     key = jax.random.fold_in(self._key, draw)
     parts = []
     for batch in batches:
       check()
-      shown = jax.device_get(self._apply(params, batch, key, sample))
+      shown = jax.device_get(self._apply(params, batch, key, sample, weights))
       real = batch['weight'] > 0
       truth = {k: v for k, v in batch.items() if k != 'features'}
       parts.append({k: v[real] for k, v in {**truth, **shown}.items()})
