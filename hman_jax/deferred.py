@@ -172,12 +172,11 @@ def _without(x: Array, axis: int) -> jax.ShapeDtypeStruct:
 class _Sum(NamedTuple):
   """s = sum of products (value times weight) and of invariant biases."""
 
-  products: tuple[tuple[core.JaxprEqn, core.Var, core.Var], ...]
-  biases: tuple[core.Var, ...]
-  equations: frozenset[int]
+  products: tuple[tuple[core.JaxprEqn, Any, Any], ...]
+  biases: tuple[Any, ...]
 
   @property
-  def values(self) -> tuple[core.Var, ...]:
+  def values(self) -> tuple[Any, ...]:
     return tuple(value for _, value, _ in self.products)
 
   def apply(self, like: core.Jaxpr, values, weights) -> Array:
@@ -205,15 +204,15 @@ class _Steps:
   """
 
   jaxpr: core.Jaxpr
-  consts: list[core.Var]
-  carry: list[core.Var]
-  inputs: list[core.Var]
-  keys: list[core.Var]
-  sums: dict[core.Var, _Sum]
-  kept: list[core.Var]
+  consts: list[Any]
+  carry: list[Any]
+  inputs: list[Any]
+  keys: list[Any]
+  sums: dict[Any, _Sum]
+  kept: list[Any]
   live: frozenset[int]
-  direct: frozenset[core.Var]
-  values: list[core.Var]
+  direct: frozenset[Any]
+  values: list[Any]
   carry_needed: list[bool]
 
   @property
@@ -224,11 +223,11 @@ class _Steps:
   def outputs(self) -> list[Any]:
     return self.jaxpr.outvars[len(self.carry) :]
 
-  def run(self, env: dict[core.Var, Any]) -> None:
+  def run(self, env: dict[Any, Any]) -> None:
     """Runs all equations on the values in `env`, which is added to."""
     _run(self.jaxpr, self.jaxpr.eqns, env)
 
-  def rerun(self, env: dict[core.Var, Any], kept: dict[core.Var, Any]) -> None:
+  def rerun(self, env: dict[Any, Any], kept: dict[Any, Any]) -> None:
     """Rebuilds from what was kept whatever the derivative depends on."""
     waiting: list[core.JaxprEqn] = []
 
@@ -263,7 +262,7 @@ def _read(
   """The step's plan, and the values of its loop-invariant variables."""
   closed = _inlined(closed)
   jaxpr = closed.jaxpr
-  depends: dict[core.Var, int] = {v: _CONSTANTS for v in jaxpr.constvars}
+  depends: dict[Any, int] = {v: _CONSTANTS for v in jaxpr.constvars}
   depends.update({v: _LOOP for v in jaxpr.invars})
   before, body = [], []
   for equation in jaxpr.eqns:
@@ -361,24 +360,22 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
   )
 
 
-def _sums(equations, consts, outvars) -> dict[core.Var, _Sum]:
+def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
   """The largest sums of products with invariant weights, by variable."""
   uses = Counter(v for e in equations for v in _variables(e.invars))
   uses.update(_variables(outvars))
-  sums: dict[core.Var, _Sum] = {}
-  for index, equation in enumerate(equations):
+  sums: dict[Any, _Sum] = {}
+  for equation in equations:
     if equation.primitive is primitives.dot_general_p:
       product = _as_product(equation, consts)
       if product:
-        sums[equation.outvars[0]] = _Sum((product,), (), frozenset((index,)))
+        sums[equation.outvars[0]] = _Sum((product,), ())
     elif equation.primitive is primitives.add_p:
       terms = _as_terms(equation, sums, consts, uses)
       if terms:
         for v in equation.invars:
           sums.pop(v, None)
-        sums[equation.outvars[0]] = terms._replace(
-          equations=terms.equations | {index}
-        )
+        sums[equation.outvars[0]] = terms
   return sums
 
 
@@ -397,15 +394,16 @@ def _as_product(equation, consts):
 def _as_terms(equation, sums, consts, uses) -> _Sum | None:
   """The sum that an addition continues, or None."""
   (output,) = equation.outvars
-  total = _Sum((), (), frozenset())
+  total = _Sum((), ())
   for v in equation.invars:
     if isinstance(v, core.Literal):
       return None
     if v in consts and v.aval.ndim in (0, output.aval.ndim):
       total = total._replace(biases=(*total.biases, v))
     elif v in sums and uses[v] == 1 and v.aval.shape == output.aval.shape:
-      total = _Sum(*(a + b for a, b in zip(total[:2], sums[v][:2])),
-                   total.equations | sums[v].equations)  # fmt: skip
+      total = _Sum(
+        total.products + sums[v].products, total.biases + sums[v].biases
+      )
     else:
       return None
   return total if total.products else None
@@ -429,7 +427,7 @@ def _grows(equation: core.JaxprEqn) -> bool:
   return size(equation.outvars) > size(equation.invars)
 
 
-def _variables(atoms: Sequence[Any]) -> list[core.Var]:
+def _variables(atoms: Sequence[Any]) -> list[Any]:
   """The variables among atoms, each once."""
   return list(
     dict.fromkeys(v for v in atoms if not isinstance(v, core.Literal))
@@ -445,17 +443,17 @@ def _is_plain(v: Any) -> bool:
   return not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended)
 
 
-def _shape(v: core.Var) -> jax.ShapeDtypeStruct:
+def _shape(v: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(
     v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type
   )
 
 
-def _value(env: dict[core.Var, Any], atom: Any) -> Any:
+def _value(env: dict[Any, Any], atom: Any) -> Any:
   return atom.val if isinstance(atom, core.Literal) else env[atom]
 
 
-def _run(like: core.Jaxpr, equations, env: dict[core.Var, Any]) -> None:
+def _run(like: core.Jaxpr, equations, env: dict[Any, Any]) -> None:
   """Runs equations on the values in `env`, and adds what they define."""
   if not equations:
     return
@@ -613,34 +611,30 @@ def _backward(steps: _Steps, remat, residuals, cotangents):
     if _is_float(v) and type(d) is not SymbolicZero
   }
   reverse = functools.partial(_reverse, steps, perturbed, consts, inputs)
+  d_inputs = []
   if not remat:
-    d_carry, d_consts, d_inputs = reverse(d_carry, given, saved, keys, order)
-    d_inputs = [d_inputs]
+    d_carry, d_consts, some = reverse(d_carry, given, saved, keys, order)
+    d_inputs.append(some)
   else:
-    d_consts, d_inputs = None, []
+    d_consts = {
+      i: jnp.zeros_like(consts[i]) for i in _with_gradient(steps, perturbed)
+    }
+
+    def segment(back, at):
+      d_carry, d_consts = back
+      carry, order, keys, given = at
+      _, (_, saved) = _loop(
+        steps, consts, carry, inputs, keys, order, save=True
+      )
+      d_carry, more, d_inputs = reverse(d_carry, given, saved, keys, order)
+      return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_inputs
+
     for part, starts in reversed(list(zip(segments(order.shape[0]), saved))):
-
-      def segment(back, at):
-        d_carry, d_consts = back
-        carry, order, keys, given = at
-        _, (_, saved) = _loop(
-          steps, consts, carry, inputs, keys, order, save=True
-        )
-        d_carry, more, d_inputs = reverse(d_carry, given, saved, keys, order)
-        return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_inputs
-
-      at = (starts, split(order, part), *(
-        jax.tree.map(lambda x, part=part: split(x, part), tree)
-        for tree in (keys, given)
-      ))  # fmt: skip
-      if d_consts is None:
-        d_consts = {
-          i: jnp.zeros_like(c)
-          for i, c in enumerate(consts)
-          if i in _with_gradient(steps, perturbed)
-        }
+      pieces = jax.tree.map(
+        lambda x, part=part: split(x, part), (order, keys, given)
+      )
       (d_carry, d_consts), some = jax.lax.scan(
-        segment, (d_carry, d_consts), at, reverse=True
+        segment, (d_carry, d_consts), (starts, *pieces), reverse=True
       )
       join = lambda x: x.reshape(-1, *x.shape[2:])
       d_inputs.insert(0, jax.tree.map(join, some))

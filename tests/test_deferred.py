@@ -192,7 +192,7 @@ def _sum_given_out(w, c, x, key):
 
 
 def _weight_given_out(w, c, x, key):
-  return c @ w + x, w * 2
+  return c @ w + x, 2 * jnp.ones_like(x) * w[:1]
 
 
 def _noisy(w, c, x, key):
@@ -241,7 +241,9 @@ def test_any_step(step):
   args = jnp.asarray(_W, jnp.float32), x, jnp.full((2, 4), 0.1)
   plain = _compiled(both, *args)
   for fast, slow in zip(plain[::2], plain[1::2]):
-    _assert_close(fast, slow)
+    # Autodiff rounds the sum to bfloat16 at every step, deferred once.
+    rounded = step is _cast_and_reshaped
+    _assert_close(fast, slow, 1e-2 if rounded else 1e-6)
 
 
 def test_carry_and_inputs_of_any_structure():
@@ -435,7 +437,7 @@ def test_rows_may_lie_on_several_devices():
 
 def test_errors():
   x = jnp.ones((1, 2, 3))
-  with pytest.raises(ValueError, match="backward: expected one of.*'deferred'"):
+  with pytest.raises(ValueError, match=r"backward: expected .*'deferred'"):
     unroll(lambda c, x, k: (c, x), x[:, 0], x, backward='defered')  # pyright: ignore
   with pytest.raises(ValueError, match='backward: expected one of'):
     models.create(2, backward='fast')  # pyright: ignore

@@ -52,7 +52,6 @@ def create(
     dropout: dropout rate before the head, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard'; the last needs
       `with_statistics` of the training features.
-    feature_norm: 'none' or 'layer'.
     backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
       through time are formed; softmax regression has none.
     remat: backward in memory O(sqrt T) beside inputs and outputs.

@@ -58,7 +58,6 @@ class Recogniser:
     input_dropout: dropout rate on x_t, in [0, 1).
     dropout: dropout rate on the hidden states that the head reads, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
-    feature_norm: 'none' or 'layer' (see `features.normalise`).
     backward: 'deferred' (fast) or 'autodiff' (its reference); see `unroll`.
     remat: backward in memory O(sqrt T) beside inputs and outputs; see `unroll`.
 
