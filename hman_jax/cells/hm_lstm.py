@@ -340,20 +340,22 @@ class HMLSTM:
 
   def _preactivations(self, layer, h, z_before, above, z_below, below):
     """The gates `[..., 4H]` and the boundary logit `[...]` (None without)."""
-    gates = base.dot(h, layer.recurrent) + z_below[..., None] * base.dot(
-      below, layer.bottom_up
-    )
+    # z (x W) = (z x) W, on H numbers a row instead of 4H; a gate is then one
+    # sum of products, which `deferred.scan` needs the gradient of only once.
+    below = z_below[..., None] * below
+    gates = base.dot(h, layer.recurrent) + base.dot(below, layer.bottom_up)
     if above is not None:
-      gates += z_before[..., None] * base.dot(above, layer.top_down)
+      above = z_before[..., None] * above
+      gates += base.dot(above, layer.top_down)
     gates = base.add_bias(gates, layer.bias)
     if layer.norm_scale is not None:
       gates = _normalise_gates(gates, layer.norm_scale, layer.norm_bias)
     if layer.bias_z is None:
       return gates, None
     logit = base.dot(h, layer.recurrent_z) + layer.bias_z
-    logit += z_below * base.dot(below, layer.bottom_up_z)
+    logit += base.dot(below, layer.bottom_up_z)
     if above is not None:
-      logit += z_before * base.dot(above, layer.top_down_z)
+      logit += base.dot(above, layer.top_down_z)
     return gates, logit
 
   def _combine(self, gates, c, h, z_before, z_below, copy):

@@ -1,7 +1,7 @@
 """Recognisers assembled from a cell, an attention and a head, by name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from hman_jax import attention as attentions
 from hman_jax.cells import CELLS
@@ -15,6 +15,7 @@ from hman_jax.models.recogniser import (
   mean_features,
 )
 from hman_jax.models.softmax_regression import SoftmaxRegression
+from hman_jax.unroll import Backward
 
 
 def create(
@@ -30,6 +31,8 @@ def create(
   input_dropout: float = 0.0,
   dropout: float = 0.0,
   feature_norm: str = 'none',
+  backward: Backward = 'deferred',
+  remat: bool = False,
 ) -> Recogniser | SoftmaxRegression:
   """Assembles a recogniser from named parts.
 
@@ -49,6 +52,9 @@ def create(
     dropout: dropout rate before the head, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard'; the last needs
       `with_statistics` of the training features.
+    backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
+      through time are formed; softmax regression has none.
+    remat: backward in memory O(sqrt T) beside inputs and outputs.
 
   Returns:
     A `Recogniser`, or a `SoftmaxRegression` for cell='none'.
@@ -70,6 +76,7 @@ def create(
   check_choice('head', head, tuple(HEADS))
   check_choice('initial_state', initial_state, INITIAL_STATES)
   check_choice('feature_norm', feature_norm, FEATURE_NORMS)
+  check_choice('backward', backward, get_args(Backward))
   if cell == 'none':
     if attention != 'none':
       raise ValueError(
@@ -86,6 +93,8 @@ def create(
     input_dropout=input_dropout,
     dropout=dropout,
     feature_norm=feature_norm,
+    backward=backward,
+    remat=remat,
   )
 
 

@@ -12,7 +12,7 @@ from hman_jax.cells import Cell
 from hman_jax.models import heads
 from hman_jax.models.features import init_statistics, normalise
 from hman_jax.types import Array, Key
-from hman_jax.unroll import unroll
+from hman_jax.unroll import Backward, unroll
 
 INITIAL_STATES = ('zeros', 'mean_features')
 
@@ -58,6 +58,8 @@ class Recogniser:
     input_dropout: dropout rate on x_t, in [0, 1).
     dropout: dropout rate on the hidden states that the head reads, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
+    backward: 'deferred' (fast) or 'autodiff' (its reference); see `unroll`.
+    remat: backward in memory O(sqrt T) beside inputs and outputs; see `unroll`.
 
   Example:
     >>> import jax
@@ -77,6 +79,8 @@ class Recogniser:
   input_dropout: float = 0.0
   dropout: float = 0.0
   feature_norm: str = 'none'
+  backward: Backward = 'deferred'
+  remat: bool = False
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features of this shape.
@@ -201,7 +205,14 @@ class Recogniser:
       return state, (attended, out, shown)
 
     state, (attended, out, shown) = unroll(
-      step, state, inputs, mask=mask, key=key, start=start
+      step,
+      state,
+      inputs,
+      mask=mask,
+      key=key,
+      start=start,
+      backward=self.backward,
+      remat=self.remat,
     )
     logits = self.head.apply(params['head'], shown)
     return RecogniserOutput(logits, attended, out, state)

@@ -1,0 +1,753 @@
+"""A scan over time that forms its weight gradients after its backward pass.
+
+Reverse-mode differentiation of `jax.lax.scan` adds a gradient to every weight
+at every step, stores every intermediate of the step, and copies its inputs
+into time-major order. `scan` here computes the same numbers from the same step
+function, and spends less. It reads the step's equations (its jaxpr) once:
+
+- What no step changes (casts and reshapes of weights) moves out of the loop.
+- s = x_1 W_1 + x_2 W_2 + ... + b, with loop-invariant W and b, is one *sum*.
+  Forward, a step saves its carry, its sums s, and what it has decided (noise,
+  picks, comparisons). Backward, a step is rebuilt from these, with no product
+  and no draw made again, and yields dx_i = ds W_i^T, ds and x_i only.
+- Afterwards dW_i = sum_t x_i^T ds is one matrix product over all steps and
+  rows, and db one sum.
+- An input that is not differentiated gets no gradient, and inputs are read
+  where they lie, one step's slice at a time.
+
+Whatever is not part of a sum is differentiated by JAX as it stands: the result
+is that of autodiff for any step, up to the order of summation.
+"""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
+from jax.extend.core import primitives
+
+from hman_jax.types import Array, Key, PyTree
+
+Body = Callable[[Any, Any], tuple[Any, Any]]
+
+# What a variable of the step depends on.
+_NOTHING, _CONSTANTS, _LOOP = range(3)
+
+# Piecewise constant, of floating type: see `_is_decision`.
+_ROUNDING = ('ceil', 'floor', 'round', 'sign')
+
+
+def scan(
+  body: Body,
+  carry: PyTree,
+  inputs: PyTree,
+  keys: Key | None = None,
+  *,
+  length: int,
+  reverse: bool = False,
+  remat: bool = False,
+) -> tuple[PyTree, PyTree]:
+  """`lax.scan` with batch-major inputs and deferred weight gradients.
+
+  It has a reverse-mode derivative only (`jax.grad`, `jax.vjp`).
+
+  Args:
+    body: `body(carry, (x_t, key_t)) -> (carry, output_t)`; it may close over
+      arrays, which are differentiated too.
+    carry: pytree of arrays.
+    inputs: pytree of arrays `[B, T, ...]`; `x_t` is the pytree of `[B, ...]`.
+    keys: array with one entry a step, `[T, ...]`, or None.
+    length: T, at least 1.
+    reverse: from the last step to the first.
+    remat: keep the carry only at about sqrt(T) places, and run the steps
+      between once more in the backward pass.
+
+  Returns:
+    (carry, outputs): outputs are time-major, `[T, ...]`.
+
+  Raises:
+    TypeError: if the body changes the structure, shape or type of the carry.
+
+  Example:
+    >>> w = jnp.full((1, 1), 2.0)
+    >>> body = lambda c, at: (c + at[0] @ w, c)
+    >>> x = jnp.arange(3.0).reshape(1, 3, 1)
+    >>> total = lambda w: scan(
+    ...   lambda c, at: (c + at[0] @ w, c), jnp.zeros((1, 1)), x, length=3
+    ... )[0].sum()
+    >>> jax.grad(total)(w).tolist()
+    [[3.0]]
+  """
+  carry, inputs = jax.tree.map(jnp.asarray, (carry, inputs))
+  flat_carry, carry_tree = jax.tree.flatten(carry)
+  flat_inputs, inputs_tree = jax.tree.flatten(inputs)
+  flat_keys = [] if keys is None else [keys]
+  out_trees = []
+
+  def flat_body(carry, inputs, keys):
+    at_step = (inputs_tree.unflatten(inputs), keys[0] if keys else None)
+    new, output = body(carry_tree.unflatten(carry), at_step)
+    flat_new, new_tree = jax.tree.flatten(new)
+    if new_tree != carry_tree:
+      raise TypeError(
+        f'body: expected a carry of structure {carry_tree}, got {new_tree}.'
+      )
+    flat_output, output_tree = jax.tree.flatten(output)
+    out_trees.append(output_tree)
+    return [*flat_new, *flat_output]
+
+  closed = jax.make_jaxpr(flat_body)(
+    flat_carry,
+    [_without(x, axis=1) for x in flat_inputs],
+    [_without(k, axis=0) for k in flat_keys],
+  )
+  steps, consts = _read(closed, len(flat_carry), len(flat_inputs))
+  order = jnp.arange(length)
+  if reverse:
+    order, flat_keys = order[::-1], [k[::-1] for k in flat_keys]
+  run = jax.custom_vjp(functools.partial(_primal, steps, remat))
+  run.defvjp(
+    functools.partial(_forward, steps, remat),
+    functools.partial(_backward, steps, remat),
+    symbolic_zeros=True,
+  )
+  last, outputs = run(consts, flat_carry, flat_inputs, flat_keys, order)
+  if reverse:
+    outputs = [y[::-1] for y in outputs]
+  return carry_tree.unflatten(last), out_trees[0].unflatten(outputs)
+
+
+def segments(length: int) -> list[tuple[int, int, int]]:
+  """Splits `length` steps into about sqrt(length) segments.
+
+  Args:
+    length: number of steps, at least 1.
+
+  Returns:
+    A list of (first, count, size): `count` segments of `size` steps from step
+    `first` on; one or two entries, which cover all steps in order.
+
+  Example:
+    >>> segments(11)
+    [(0, 2, 4), (8, 1, 3)]
+  """
+  size = math.isqrt(length - 1) + 1
+  count, rest = divmod(length, size)
+  parts = [(0, count, size)]
+  return parts + [(count * size, 1, rest)] if rest else parts
+
+
+def split(x: Array, part: tuple[int, int, int]) -> Array:
+  """The steps of one entry of `segments`: `[T, ...]` to `[count, size, ...]`.
+
+  Args:
+    x: array `[T, ...]`.
+    part: (first, count, size).
+
+  Returns:
+    Array `[count, size, ...]`.
+
+  Example:
+    >>> split(jnp.arange(11), (0, 2, 4)).tolist()
+    [[0, 1, 2, 3], [4, 5, 6, 7]]
+  """
+  first, count, size = part
+  x = x[first : first + count * size]
+  return x.reshape(count, size, *x.shape[1:])
+
+
+def _without(x: Array, axis: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape[:axis] + x.shape[axis + 1 :], x.dtype)
+
+
+# Reading the step: what is invariant, which sums it has, what must be saved.
+
+
+class _Sum(NamedTuple):
+  """s = sum of products (value times weight) and of invariant biases."""
+
+  products: tuple[tuple[core.JaxprEqn, Any, Any], ...]
+  biases: tuple[Any, ...]
+
+  @property
+  def values(self) -> tuple[Any, ...]:
+    return tuple(value for _, value, _ in self.products)
+
+  def apply(self, like: core.Jaxpr, values, weights) -> Array:
+    """The sum without its biases."""
+    parts = [
+      _product(like, product, x, w)
+      for product, x, w in zip(self.products, values, weights)
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Steps:
+  """One step as equations, and the plan for its backward pass.
+
+  Attributes:
+    jaxpr: the step; its invars are consts, carry, inputs, keys.
+    consts, carry, inputs, keys: its invars by kind.
+    sums: the sums by the variable they define.
+    kept: variables whose value is saved forward, in order.
+    live: indices of the equations that the backward pass runs again.
+    direct: the consts that those equations read.
+    values: the variables on the left of all products, each once.
+    carry_needed: for each of the carry, whether the backward pass reads it.
+  """
+
+  jaxpr: core.Jaxpr
+  consts: list[Any]
+  carry: list[Any]
+  inputs: list[Any]
+  keys: list[Any]
+  sums: dict[Any, _Sum]
+  kept: list[Any]
+  live: frozenset[int]
+  direct: frozenset[Any]
+  values: list[Any]
+  carry_needed: list[bool]
+
+  @property
+  def carry_out(self) -> list[Any]:
+    return self.jaxpr.outvars[: len(self.carry)]
+
+  @property
+  def outputs(self) -> list[Any]:
+    return self.jaxpr.outvars[len(self.carry) :]
+
+  def run(self, env: dict[Any, Any]) -> None:
+    """Runs all equations on the values in `env`, which is added to."""
+    _run(self.jaxpr, self.jaxpr.eqns, env)
+
+  def rerun(self, env: dict[Any, Any], kept: dict[Any, Any]) -> None:
+    """Rebuilds from what was kept whatever the derivative depends on."""
+    waiting: list[core.JaxprEqn] = []
+
+    def flush():
+      _run(self.jaxpr, waiting, env)
+      waiting.clear()
+
+    for index, equation in enumerate(self.jaxpr.eqns):
+      (output, *more) = equation.outvars
+      if output in self.sums and output in kept:
+        flush()
+        total = self.sums[output]
+        weights = tuple(env[w] for _, _, w in total.products)
+        values = tuple(env[v] for v in total.values)
+        apply = functools.partial(total.apply, self.jaxpr)
+        env[output] = _recall(apply, kept[output], values, weights)
+      elif index in self.live and output in kept:
+        flush()
+        apply = functools.partial(_apply, self.jaxpr, equation)
+        operands = tuple(env[v] for v in _variables(equation.invars))
+        env[output] = _recall(apply, kept[output], operands, ())
+      elif index in self.live:
+        waiting.append(equation)
+      else:
+        env.update({v: kept[v] for v in (output, *more) if v in kept})
+    flush()
+
+
+def _read(
+  closed: core.ClosedJaxpr, num_carry: int, num_inputs: int
+) -> tuple[_Steps, list[Any]]:
+  """The step's plan, and the values of its loop-invariant variables."""
+  closed = _inlined(closed)
+  jaxpr = closed.jaxpr
+  depends: dict[Any, int] = {v: _CONSTANTS for v in jaxpr.constvars}
+  depends.update({v: _LOOP for v in jaxpr.invars})
+  before, body = [], []
+  for equation in jaxpr.eqns:
+    level = max((depends[v] for v in _variables(equation.invars)), default=0)
+    if level == _CONSTANTS and _grows(equation):
+      level = _LOOP
+    depends.update({v: level for v in equation.outvars})
+    if level != _LOOP:
+      before.append(equation)
+    if level != _CONSTANTS:
+      body.append(equation)
+  env = dict(zip(jaxpr.constvars, closed.consts))
+  _run(jaxpr, before, env)
+  read = {v for e in body for v in _variables(e.invars)}
+  read |= set(_variables(jaxpr.outvars))
+  consts = [v for v in env if depends[v] == _CONSTANTS and v in read]
+  # What depends on nothing is computed in the loop, where XLA folds it.
+  steps = _plan(jaxpr, body, consts, num_carry, num_inputs)
+  return steps, [env[v] for v in consts]
+
+
+def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+  """The same function without nested calls of `jit`."""
+
+  def run(jaxpr, consts, *args):
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
+    waiting: list[core.JaxprEqn] = []
+    for equation in jaxpr.eqns:
+      if equation.primitive is not primitives.jit_p:
+        waiting.append(equation)
+        continue
+      _run(jaxpr, waiting, env)
+      waiting = []
+      inner = equation.params['jaxpr']
+      results = run(
+        inner.jaxpr, inner.consts, *(_value(env, v) for v in equation.invars)
+      )
+      env.update(zip(equation.outvars, results))
+    _run(jaxpr, waiting, env)
+    return [_value(env, v) for v in jaxpr.outvars]
+
+  avals = [_shape(v) for v in closed.jaxpr.invars]
+  return jax.make_jaxpr(
+    functools.partial(run, closed.jaxpr, closed.consts)
+  )(*avals)  # fmt: skip
+
+
+def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
+  carry, inputs, keys = (
+    jaxpr.invars[:num_carry],
+    jaxpr.invars[num_carry : num_carry + num_inputs],
+    jaxpr.invars[num_carry + num_inputs :],
+  )
+  sums = _sums(equations, frozenset(consts), jaxpr.outvars)
+  needed = {v for v in _variables(jaxpr.outvars) if _is_float(v)}
+  live, kept = set(), set()
+  for index in reversed(range(len(equations))):
+    equation = equations[index]
+    made = needed.intersection(equation.outvars)
+    if not made:
+      continue
+    output = equation.outvars[0]
+    if output in sums:
+      kept.add(output)
+      needed.update(sums[output].values)
+    elif _is_decision(equation):
+      kept.update(made)
+    else:
+      live.add(index)
+      needed.update(_variables(equation.invars))
+      if equation.primitive is primitives.dot_general_p:
+        kept.add(output)
+  read = {v for i in live for v in _variables(equations[i].invars)}
+  order = [v for e in equations for v in e.outvars if v in kept]
+  used = [sums[v] for v in order if v in sums]
+  return _Steps(
+    jaxpr=core.Jaxpr(
+      (),
+      [*consts, *jaxpr.invars],
+      jaxpr.outvars,
+      equations,
+      jaxpr.effects,
+      jaxpr.debug_info,
+    ),
+    consts=consts,
+    carry=carry,
+    inputs=inputs,
+    keys=keys,
+    sums={v: sums[v] for v in order if v in sums},
+    kept=order,
+    live=frozenset(live),
+    direct=frozenset(v for v in consts if v in read or v in jaxpr.outvars),
+    values=list(dict.fromkeys(v for total in used for v in total.values)),
+    carry_needed=[v in needed for v in carry],
+  )
+
+
+def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
+  """The largest sums of products with invariant weights, by variable."""
+  uses = Counter(v for e in equations for v in _variables(e.invars))
+  uses.update(_variables(outvars))
+  sums: dict[Any, _Sum] = {}
+  for equation in equations:
+    if equation.primitive is primitives.dot_general_p:
+      product = _as_product(equation, consts)
+      if product:
+        sums[equation.outvars[0]] = _Sum((product,), ())
+    elif equation.primitive is primitives.add_p:
+      terms = _as_terms(equation, sums, consts, uses)
+      if terms:
+        for v in equation.invars:
+          sums.pop(v, None)
+        sums[equation.outvars[0]] = terms
+  return sums
+
+
+def _as_product(equation, consts):
+  """(equation, value, weight) of a product with an invariant weight."""
+  left, right = equation.invars
+  _, batch = equation.params['dimension_numbers']
+  if any(batch) or (left in consts) == (right in consts):
+    return None
+  value, weight = (right, left) if left in consts else (left, right)
+  if isinstance(value, core.Literal) or not _is_float(weight):
+    return None
+  return equation, value, weight
+
+
+def _as_terms(equation, sums, consts, uses) -> _Sum | None:
+  """The sum that an addition continues, or None."""
+  (output,) = equation.outvars
+  total = _Sum((), ())
+  for v in equation.invars:
+    if isinstance(v, core.Literal):
+      return None
+    if v in consts and v.aval.ndim in (0, output.aval.ndim):
+      total = total._replace(biases=(*total.biases, v))
+    elif v in sums and uses[v] == 1 and v.aval.shape == output.aval.shape:
+      total = _Sum(
+        total.products + sums[v].products, total.biases + sums[v].biases
+      )
+    else:
+      return None
+  return total if total.products else None
+
+
+def _is_decision(equation: core.JaxprEqn) -> bool:
+  """Whether an equation draws or chooses, so that no gradient goes through.
+
+  Run again it could choose otherwise, at a tie or by another rounding.
+  """
+  if equation.primitive.name in _ROUNDING:
+    return True
+  chosen = all(_is_plain(v) and not _is_float(v) for v in equation.outvars)
+  return chosen and any(
+    _is_float(v) or not _is_plain(v) for v in _variables(equation.invars)
+  )
+
+
+def _grows(equation: core.JaxprEqn) -> bool:
+  size = lambda variables: sum(v.aval.size for v in variables)
+  return size(equation.outvars) > size(equation.invars)
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+  """The variables among atoms, each once."""
+  return list(
+    dict.fromkeys(v for v in atoms if not isinstance(v, core.Literal))
+  )
+
+
+def _is_float(v: Any) -> bool:
+  return jnp.issubdtype(v.aval.dtype, jnp.inexact)
+
+
+def _is_plain(v: Any) -> bool:
+  """Whether a variable holds numbers, not keys."""
+  return not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended)
+
+
+def _shape(v: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(
+    v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type
+  )
+
+
+def _value(env: dict[Any, Any], atom: Any) -> Any:
+  return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+
+def _run(like: core.Jaxpr, equations, env: dict[Any, Any]) -> None:
+  """Runs equations on the values in `env`, and adds what they define."""
+  if not equations:
+    return
+  made = dict.fromkeys(
+    v
+    for e in equations
+    for v in e.outvars
+    if not isinstance(v, core.DropVar)
+  )  # fmt: skip
+  read = [
+    v
+    for v in _variables([v for e in equations for v in e.invars])
+    if v not in made
+  ]
+  jaxpr = core.Jaxpr(
+    (), read, list(made), list(equations), debug_info=like.debug_info
+  )
+  function = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+  env.update(zip(made, function(*(env[v] for v in read))))
+
+
+def _apply(like: core.Jaxpr, equation: core.JaxprEqn, values, _=()) -> Array:
+  """One equation of one output on the values of its variables."""
+  env = dict(zip(_variables(equation.invars), values))
+  _run(like, [equation], env)
+  return env[equation.outvars[0]]
+
+
+def _product(like: core.Jaxpr, product, value, weight) -> Array:
+  equation, v, _ = product
+  in_order = (value, weight) if equation.invars[0] is v else (weight, value)
+  return _apply(like, equation, in_order)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recall(apply, kept, operands, fixed):
+  """apply(operands, fixed), known to be `kept`; `kept` gets its gradient."""
+  del apply, operands, fixed
+  return kept
+
+
+def _recall_forward(apply, kept, operands, fixed):
+  return _recall(apply, kept, operands, fixed), (operands, fixed)
+
+
+def _recall_backward(apply, saved, gradient):
+  operands, fixed = saved
+  _, pull = jax.vjp(lambda *x: apply(x, fixed), *operands)
+  return gradient, pull(gradient), None
+
+
+_recall.defvjp(_recall_forward, _recall_backward)
+
+
+# Running the steps: forward, and backward.
+
+
+def _loop(steps: _Steps, consts, carry, inputs, keys, order, save: bool):
+  """Runs steps: (carry, (outputs, saved))."""
+
+  def body(carry, at):
+    index, keys = at
+    env = _env(steps, consts, carry, inputs, keys, index)
+    steps.run(env)
+    read = lambda atoms: [jnp.asarray(_value(env, v)) for v in atoms]
+    saved = None
+    if save:
+      before = [c for c, n in zip(carry, steps.carry_needed) if n]
+      saved = before, [env[v] for v in steps.kept]
+    return read(steps.carry_out), (read(steps.outputs), saved)
+
+  return jax.lax.scan(body, carry, (order, keys))
+
+
+def _env(steps: _Steps, consts, carry, inputs, keys, index):
+  at_step = [
+    jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
+    for x in inputs
+  ]
+  names = (*steps.consts, *steps.carry, *steps.inputs, *steps.keys)
+  return dict(zip(names, (*consts, *carry, *at_step, *keys)))
+
+
+def _loop_from_starts(steps: _Steps, consts, carry, inputs, keys, order):
+  """Runs steps by segments: (carry, outputs, carries before segments)."""
+  outputs, starts = [], []
+  for part in segments(order.shape[0]):
+
+    def segment(carry, at):
+      order, keys = at
+      last, (outputs, _) = _loop(
+        steps, consts, carry, inputs, keys, order, save=False
+      )
+      return last, (outputs, carry)
+
+    carry, (some, before) = jax.lax.scan(
+      segment, carry, (split(order, part), [split(k, part) for k in keys])
+    )
+    outputs.append([y.reshape(-1, *y.shape[2:]) for y in some])
+    starts.append(before)
+  return carry, [jnp.concatenate(ys) for ys in zip(*outputs)], starts
+
+
+def _primal(steps: _Steps, remat, consts, carry, inputs, keys, order):
+  del remat
+  carry, (outputs, _) = _loop(
+    steps, consts, carry, inputs, keys, order, save=False
+  )
+  return carry, outputs
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Perturbed:
+  """Which consts and inputs are differentiated."""
+
+  consts: tuple[bool, ...]
+  inputs: tuple[bool, ...]
+
+
+def _forward(steps: _Steps, remat, *args):
+  consts, carry, inputs, keys, order = jax.tree.map(
+    lambda x: x.value, args, is_leaf=_is_argument
+  )
+  flags = lambda tree: tuple(
+    bool(x.perturbed) for x in jax.tree.leaves(tree, is_leaf=_is_argument)
+  )
+  perturbed = _Perturbed(flags(args[0]), flags(args[2]))
+  if remat:
+    last, outputs, saved = _loop_from_starts(
+      steps, consts, carry, inputs, keys, order
+    )
+  else:
+    last, (outputs, saved) = _loop(
+      steps, consts, carry, inputs, keys, order, save=True
+    )
+  return (last, outputs), (perturbed, consts, inputs, keys, order, saved)
+
+
+def _is_argument(x: Any) -> bool:
+  return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _backward(steps: _Steps, remat, residuals, cotangents):
+  perturbed, consts, inputs, keys, order, saved = residuals
+  d_carry, d_outputs = cotangents
+  d_carry = [
+    jnp.zeros(d.shape, d.dtype) if type(d) is SymbolicZero else d
+    for d, v in zip(d_carry, steps.carry)
+    if _is_float(v)
+  ]
+  given = {
+    i: d
+    for i, (d, v) in enumerate(zip(d_outputs, steps.outputs))
+    if _is_float(v) and type(d) is not SymbolicZero
+  }
+  reverse = functools.partial(_reverse, steps, perturbed, consts, inputs)
+  d_inputs = []
+  if not remat:
+    d_carry, d_consts, some = reverse(d_carry, given, saved, keys, order)
+    d_inputs.append(some)
+  else:
+    d_consts = {
+      i: jnp.zeros_like(consts[i]) for i in _with_gradient(steps, perturbed)
+    }
+
+    def segment(back, at):
+      d_carry, d_consts = back
+      carry, order, keys, given = at
+      _, (_, saved) = _loop(
+        steps, consts, carry, inputs, keys, order, save=True
+      )
+      d_carry, more, d_inputs = reverse(d_carry, given, saved, keys, order)
+      return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_inputs
+
+    for part, starts in reversed(list(zip(segments(order.shape[0]), saved))):
+      pieces = jax.tree.map(
+        lambda x, part=part: split(x, part), (order, keys, given)
+      )
+      (d_carry, d_consts), some = jax.lax.scan(
+        segment, (d_carry, d_consts), (starts, *pieces), reverse=True
+      )
+      join = lambda x: x.reshape(-1, *x.shape[2:])
+      d_inputs.insert(0, jax.tree.map(join, some))
+  whole = {
+    i: jnp.concatenate([part[i] for part in d_inputs]) for i in d_inputs[0]
+  }
+  # Step order[k] is row k: rows go back to where their step is.
+  whole = {
+    i: jnp.moveaxis(d.at[order].set(d, unique_indices=True), 0, 1)
+    for i, d in whole.items()
+  }
+  floats = iter(d_carry)
+  return (
+    [d_consts.get(i) for i in range(len(consts))],
+    [next(floats) if _is_float(v) else None for v in steps.carry],
+    [whole.get(i) for i in range(len(inputs))],
+    [None] * len(keys),
+    None,
+  )
+
+
+def _with_gradient(steps: _Steps, perturbed: _Perturbed) -> set[int]:
+  """Indices of the consts that have a gradient."""
+  read = set(steps.direct)
+  for total in steps.sums.values():
+    read.update(weight for _, _, weight in total.products)
+    read.update(total.biases)
+  return {
+    i
+    for i, (v, flag) in enumerate(zip(steps.consts, perturbed.consts))
+    if flag and v in read
+  }
+
+
+def _reverse(
+  steps: _Steps, perturbed, consts, inputs, d_carry, given, saved, keys, order
+):
+  """Backward through saved steps: (d_carry, d_consts, d_inputs by index)."""
+  index_of = {v: i for i, v in enumerate(steps.consts)}
+  differentiated = _with_gradient(steps, perturbed)
+  direct = [i for v, i in index_of.items()
+            if v in steps.direct and i in differentiated]  # fmt: skip
+  moving = [i for i, flag in enumerate(perturbed.inputs) if flag]
+
+  def body(back, at):
+    d_carry, d_direct = back
+    index, keys, (before, kept), given = at
+    before = iter(before)
+    carry = [
+      next(before) if n else jnp.zeros(v.aval.shape, v.aval.dtype)
+      for v, n in zip(steps.carry, steps.carry_needed)
+    ]
+    env = _env(steps, consts, carry, inputs, keys, index)
+    kept = dict(zip(steps.kept, kept))
+    floats = [v for v in steps.carry if _is_float(v)]
+    moved = [steps.inputs[i] for i in moving]
+    read = [steps.consts[i] for i in direct]
+
+    def step(*groups):
+      at = dict(env)
+      for names, values in zip((floats, moved, read), groups):
+        at.update(zip(names, values))
+      steps.rerun(at, {**kept, **dict(zip(steps.sums, groups[3]))})
+      get = lambda atoms: [jnp.asarray(_value(at, v)) for v in atoms]
+      results = (
+        get(v for c, v in zip(steps.carry, steps.carry_out) if _is_float(c)),
+        get(steps.outputs[i] for i in given),
+      )
+      return results, get(steps.values)
+
+    get = lambda names: [env[v] for v in names]
+    _, pull, values = jax.vjp(
+      step, get(floats), get(moved), get(read),
+      [kept[v] for v in steps.sums], has_aux=True,
+    )  # fmt: skip
+    d_carry, d_moved, more, d_sums = pull((d_carry, list(given.values())))
+    d_direct = [a + b for a, b in zip(d_direct, more)]
+    return (d_carry, d_direct), (d_moved, d_sums, values)
+
+  (d_carry, d_direct), (d_moved, d_sums, values) = jax.lax.scan(
+    body,
+    (d_carry, [jnp.zeros_like(consts[i]) for i in direct]),
+    (order, keys, saved, given),
+    reverse=True,
+  )
+  d_consts = dict(zip(direct, d_direct))
+
+  def add(v, gradient):
+    i = index_of[v]
+    d_consts[i] = d_consts[i] + gradient if i in d_consts else gradient
+
+  value_of = dict(zip(steps.values, values))
+  for total, d_sum in zip(steps.sums.values(), d_sums):
+    for product in total.products:
+      _, value, weight = product
+      if index_of[weight] in differentiated:
+        add(weight, _weight_gradient(
+          steps.jaxpr, product, consts[index_of[weight]], value_of[value], d_sum
+        ))  # fmt: skip
+    for bias in total.biases:
+      if index_of[bias] in differentiated:
+        add(bias, _bias_gradient(consts[index_of[bias]], d_sum))
+  return d_carry, d_consts, dict(zip(moving, d_moved))
+
+
+def _weight_gradient(like, product, weight, values, d_sums) -> Array:
+  """One product over all steps and rows."""
+  over_steps = lambda w: jax.vmap(lambda x: _product(like, product, x, w))
+  _, pull = jax.vjp(lambda w: over_steps(w)(values), weight)
+  return pull(d_sums)[0]
+
+
+def _bias_gradient(bias, d_sums) -> Array:
+  shape = d_sums.shape[1:]
+  _, pull = jax.vjp(lambda b: jnp.broadcast_to(b, shape), bias)
+  return pull(d_sums.sum(axis=0))[0]

@@ -1,0 +1,447 @@
+"""The deferred backward pass against JAX's own, which is its reference."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from hman_jax import deferred, models
+from hman_jax.unroll import unroll
+
+# Tiny programs are compiled by the dozen here, and run once.
+_QUICK = {'xla_backend_optimization_level': 0}
+
+
+def _compiled(function, *args):
+  return jax.jit(function).lower(*args).compile(_QUICK)(*args)
+
+
+def _assert_close(actual, expected, tolerance=1e-6):
+  """Within `tolerance` of the largest entry of each array, or of 1."""
+  chex.assert_trees_all_equal_structs(actual, expected)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected)
+  ):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    scale = max(1.0, np.abs(b).max(initial=0.0))
+    np.testing.assert_allclose(
+      a / scale, b / scale, rtol=0, atol=tolerance,
+      err_msg=jax.tree_util.keystr(path),
+    )  # fmt: skip
+
+
+def _draw(seed):
+  """A random recogniser (options), inputs and call options."""
+  rng = np.random.default_rng(seed)
+  pick = lambda *choices: choices[rng.integers(len(choices))]
+  batch, steps, locations, size = 3, int(rng.integers(1, 8)), pick(4, 9), 4
+  layers = tuple(int(h) for h in rng.integers(1, 7, size=rng.integers(1, 4)))
+  cell = pick('hm_lstm', 'hm_lstm', 'lstm')
+  boundary = pick('gumbel', 'straight_through', 'soft', 'given')
+  options = {
+    'cell': cell,
+    'attention': pick('soft', 'reinforce', 'gumbel', 'gumbel_adaptive', 'none'),
+    'head': pick('concat', 'gated_embedding'),
+    'hidden_sizes': layers,
+    'attention_options': {
+      'num_locations': locations,
+      'scorer': pick('location', 'content'),
+      'position_code': pick('none', 'onehot', 'sincos'),
+      'scorer_size': 5,
+    },
+    'initial_state': pick('zeros', 'mean_features'),
+    'input_dropout': pick(0.0, 0.3),
+    'dropout': pick(0.0, 0.3),
+    'feature_norm': pick('none', 'layer'),
+  }
+  call = {
+    'key': jax.random.split(jax.random.key(seed), pick((), batch)),
+    'start': int(rng.integers(3)),
+  }
+  if cell == 'hm_lstm':
+    options['cell_options'] = {
+      'boundary': boundary,
+      'top_detector': pick(True, False),
+      'copied_boundary': pick('recompute', 'zero'),
+      'layer_norm': pick(False, True),
+      'output_activation': pick('tanh', 'identity'),
+    }
+    call |= {'boundary_noise': 0.7, 'boundary_slope': 1.5}
+    if boundary == 'given':
+      bits = rng.integers(0, 2, size=(batch, steps, len(layers)))
+      call['boundaries'] = jnp.asarray(bits, jnp.float32)
+  mask = pick(None, jnp.asarray(rng.integers(0, 2, (batch, steps)), bool))
+  shape = (batch, steps, locations, size)
+  features = jnp.asarray(rng.normal(size=shape), pick(jnp.float32, jnp.float16))
+  return options, features, mask, call, pick(True, False)
+
+
+def _variables(model, features, seed=0):
+  """Random parameters, the biases too, without compiling their `init`."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), features)
+  return jax.tree.map(
+    lambda p: jnp.asarray(rng.normal(size=p.shape) / 2, p.dtype), shapes
+  )
+
+
+def _loss(model, variables, features, mask, call, rng):
+  """A random linear functional of a random part of all outputs."""
+  out = model.apply(variables, features, mask, **call)
+  total = jnp.mean(jnp.square(out.logits))
+  for leaf in jax.tree.leaves((out.attention, out.cell, out.state)):
+    weights, keep = rng.normal(size=leaf.shape), rng.random() < 0.5
+    if keep and jnp.issubdtype(leaf.dtype, jnp.floating):
+      total += jnp.mean(leaf * jnp.asarray(weights, leaf.dtype))
+  return total, out
+
+
+def _gradients(seed, remat=False, dtype=jnp.float32):
+  """The same drawn case both ways: {backward: ((loss, outputs), gradients)}."""
+  options, features, mask, call, with_features = _draw(seed)
+  results = {}
+  for backward in ('deferred', 'autodiff'):
+    model = models.create(
+      3, **options, backward=backward, remat=remat and backward == 'deferred'
+    )
+    variables = _variables(model, features, seed)
+    if dtype != jnp.float32:
+      variables, features = jax.tree.map(
+        lambda x: x.astype(dtype), (variables, features)
+      )
+      call['state'] = model.cell.initial_state((features.shape[0],), dtype)
+    loss = lambda v, x, model=model: _loss(
+      model, v, x, mask, call, np.random.default_rng(seed)
+    )
+    argnums = (0, 1) if with_features else 0
+    results[backward] = _compiled(
+      jax.value_and_grad(loss, argnums, has_aux=True), variables, features
+    )
+  return results
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_equals_autodiff(seed):
+  results = _gradients(seed)
+  _assert_close(results['deferred'], results['autodiff'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(4, 44))
+def test_equals_autodiff_widely(seed):
+  results = _gradients(seed, remat=seed % 3 == 0)
+  _assert_close(results['deferred'], results['autodiff'])
+
+
+@pytest.mark.parametrize('seed', [101])
+def test_equals_autodiff_in_float64(seed):
+  with jax.enable_x64(True):
+    results = _gradients(seed, dtype=jnp.float64)
+    assert results['deferred'][0][0].dtype == jnp.float64
+    _assert_close(results['deferred'], results['autodiff'], 1e-10)
+
+
+@pytest.mark.parametrize('seed', [5])
+def test_remat_equals_autodiff(seed):
+  results = _gradients(seed, remat=True)
+  _assert_close(results['deferred'], results['autodiff'])
+
+
+# Steps with something odd about them: each is (step, weights).
+_W = np.random.default_rng(0).normal(size=(4, 4)) / 2
+
+
+def _shared(w, c, x, key):
+  c = jnp.tanh(c @ w + x @ w)
+  return c, c @ w
+
+
+def _also_elsewhere(w, c, x, key):
+  c = jnp.tanh(c @ w * jnp.sum(jnp.square(w)) + x)
+  return c, c
+
+
+def _on_the_left(w, c, x, key):
+  c = jnp.tanh((w @ c.T).T + x)
+  return c, jnp.einsum('ij,bj->bi', w, c)
+
+
+def _cast_and_reshaped(w, c, x, key):
+  half = w.astype(jnp.bfloat16).reshape(2, 8).reshape(4, 4)
+  c = jnp.tanh(c @ half.astype(jnp.float32) + x + w[0].reshape(1, 4))
+  return c, c
+
+
+def _without_products(w, c, x, key):
+  c = jnp.tanh(c * w[:1] + x)
+  return c, c
+
+
+def _sum_used_twice(w, c, x, key):
+  s = c @ w
+  return jnp.tanh(s + x @ w.T) + s, s
+
+
+def _sum_given_out(w, c, x, key):
+  s = c @ w + x @ w.T + w[:1]
+  return s, s
+
+
+def _weight_given_out(w, c, x, key):
+  return c @ w + x, 2 * jnp.ones_like(x) * w[:1]
+
+
+def _noisy(w, c, x, key):
+  noise = jax.random.normal(key, c.shape)
+  picked = jnp.take_along_axis(x, jnp.argmax(c, axis=-1)[:, None], axis=-1)
+  kept = jax.random.uniform(key, c.shape) < 0.7
+  c = jnp.tanh(jnp.where(kept, c @ w + noise, 0.0) + picked)
+  return c, jnp.floor(3 * c) * c
+
+
+def _nested(w, c, x, key):
+  loop = lambda i, c: jax.jit(lambda c: jnp.tanh(c @ w))(c)
+  c = jax.lax.cond(jnp.sum(x) > 0, lambda c: c @ w, lambda c: c, c)
+  return jax.lax.fori_loop(0, 2, loop, c + x), c
+
+
+_STEPS = (
+  _shared, _also_elsewhere, _on_the_left, _cast_and_reshaped,
+  _without_products, _sum_used_twice, _sum_given_out, _weight_given_out,
+  _noisy, _nested,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('step', _STEPS, ids=lambda f: f.__name__[1:])
+def test_any_step(step):
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 4)), jnp.float32)
+  mask = jnp.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 0, 0]], bool)
+
+  def loss(w, x, start, backward, reverse, remat):
+    carry, outputs = unroll(
+      functools.partial(step, w), start, x, mask=mask, key=jax.random.key(2),
+      reverse=reverse, backward=backward, remat=remat,
+    )  # fmt: skip
+    return jnp.mean(carry) + jnp.mean(jnp.square(outputs)), outputs
+
+  def both(w, x, start):
+    results = []
+    for options in ((False, False), (True, True)):
+      for backward in ('deferred', 'autodiff'):
+        run = lambda *a, o=options, b=backward: loss(*a, b, *o)
+        results.append(
+          jax.value_and_grad(run, (0, 1, 2), has_aux=True)(w, x, start)
+        )
+    return results
+
+  args = jnp.asarray(_W, jnp.float32), x, jnp.full((2, 4), 0.1)
+  plain = _compiled(both, *args)
+  for fast, slow in zip(plain[::2], plain[1::2]):
+    # Autodiff rounds the sum to bfloat16 at every step, deferred once.
+    rounded = step is _cast_and_reshaped
+    _assert_close(fast, slow, 1e-2 if rounded else 1e-6)
+
+
+def test_carry_and_inputs_of_any_structure():
+  def step(carry, x, key):
+    del key
+    new = {
+      'count': carry['count'] + 1,
+      'h': jnp.tanh(carry['h'] @ w + x['a'] * x['i'][:, None]),
+    }
+    return new, (new['h'], {'count': new['count']}, None)
+
+  w = jnp.asarray(_W, jnp.float32)
+  carry = {'count': jnp.zeros(2, jnp.int32), 'h': jnp.ones((2, 4))}
+  inputs = {'a': jnp.ones((2, 5, 4)), 'i': jnp.arange(10).reshape(2, 5)}
+
+  def loss(carry, inputs, backward):
+    last, out = unroll(step, carry, inputs, backward=backward)
+    return jnp.sum(last['h']) + jnp.mean(out[0]), (last, out)
+
+  fast, slow = (
+    jax.value_and_grad(
+      functools.partial(loss, backward=b), (0, 1), has_aux=True, allow_int=True
+    )(carry, inputs)
+    for b in ('deferred', 'autodiff')
+  )
+  drop = lambda tree: jax.tree.map(
+    lambda x: 0.0 if x.dtype == jax.dtypes.float0 else x, tree
+  )
+  _assert_close(drop(fast), drop(slow))
+
+
+def test_vmap_and_eager():
+  w = jnp.asarray(_W, jnp.float32)
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 4)), jnp.float32)
+
+  def loss(w, backward):
+    run = functools.partial(unroll, backward=backward)
+    return jnp.sum(run(functools.partial(_shared, w), x[:, 0], x)[0])
+
+  ws = jnp.stack([w, 2 * w])
+  fast, slow = (
+    jax.vmap(jax.grad(functools.partial(loss, backward=b)))(ws)
+    for b in ('deferred', 'autodiff')
+  )
+  _assert_close(fast, slow)
+  one = jax.grad(functools.partial(loss, backward='deferred'))(w)
+  _assert_close(one, fast[0])
+
+
+def test_halves_joined_are_the_whole():
+  options, features, _, call, _ = _draw(3)
+  call['start'] = 0
+  call.pop('boundaries', None)
+  options |= {'cell': 'hm_lstm', 'cell_options': {}, 'initial_state': 'zeros'}
+  features = jnp.tile(features[:, :1], (1, 5, 1, 1)).astype(jnp.float32)
+  model = models.create(3, **options)
+  variables = _variables(model, features)
+
+  def whole(v):
+    return jnp.mean(jnp.square(model.apply(v, features, **call).logits))
+
+  def halves(v):
+    first = model.apply(v, features[:, :2], **call)
+    rest = call | {'state': first.state, 'start': 2}
+    second = model.apply(v, features[:, 2:], **rest)
+    logits = jnp.concatenate([first.logits, second.logits], axis=1)
+    return jnp.mean(jnp.square(logits))
+
+  one, other = _compiled(
+    lambda v: (jax.value_and_grad(whole)(v), jax.value_and_grad(halves)(v)),
+    variables,
+  )
+  _assert_close(one, other)
+
+
+# What the backward pass does not do.
+
+_B, _T, _N, _D, _H = 2, 5, 9, 7, 6
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      if hasattr(value, 'eqns'):
+        yield from _equations(value)
+      elif hasattr(value, 'jaxpr'):
+        yield from _equations(value.jaxpr)
+
+
+def _gradient_jaxpr(remat=False, argnums=0, backward='deferred'):
+  model = models.create(
+    4, hidden_sizes=(_H, _H), backward=backward, remat=remat,
+    attention_options={'num_locations': _N, 'scorer': 'content'},
+  )  # fmt: skip
+  x = jnp.ones((_B, _T, _N, _D))
+  variables = _variables(model, x)
+  loss = lambda v, x: jnp.sum(model.apply(v, x, key=jax.random.key(1)).logits)
+  return jax.make_jaxpr(jax.grad(loss, argnums))(variables, x).jaxpr
+
+
+def _scans(jaxpr):
+  return [e for e in _equations(jaxpr) if e.primitive.name == 'scan']
+
+
+def test_backward_defers_all_weights_and_draws_nothing():
+  forward, backward = _scans(_gradient_jaxpr())
+  inner = lambda scan: [
+    e.primitive.name for e in _equations(scan.params['jaxpr'].jaxpr)
+  ]
+  for name in ('random_bits', 'argmax'):
+    assert name in inner(forward)
+    assert name not in inner(backward)
+  # The carry holds the state's gradient, and no kernel's or column's.
+  carried = backward.outvars[: backward.params['num_carry']]
+  state = [(_B, _H)] * 4 + [(_B, 2)]
+  shapes = [v.aval.shape for v in carried]
+  assert shapes[:5] == state
+  assert shapes[5:] == [(1, 1, 128)]  # the content scorer's last weights
+  # Autodiff does carry them: the test would see it.
+  _, naive = _scans(_gradient_jaxpr(backward='autodiff'))
+  shapes = [v.aval.shape for v in naive.outvars]
+  assert (_H, 4 * _H) in shapes
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_features_get_a_gradient_only_when_asked(remat):
+  def sizes(argnums):
+    jaxpr = _gradient_jaxpr(remat, argnums)
+    return {
+      v.aval.size
+      for scan in _scans(jaxpr)
+      for v in scan.outvars
+    }  # fmt: skip
+
+  size = _B * _T * _N * _D
+  part = 3 * _B * _N * _D  # of a segment of ceil(sqrt(5)) steps
+  assert not sizes(0) & {size, part}
+  assert sizes((0, 1)) & {size, part}
+
+
+def _memory(num_steps, **options):
+  w = jnp.asarray(np.random.default_rng(0).normal(size=(16, 64)), jnp.float32)
+
+  def step(w, c, x, key):
+    del key
+    i, f, o, g = jnp.split(c @ w + x, 4, axis=-1)
+    return jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i * o) * jnp.tanh(g), None
+
+  def loss(w, c, x):
+    carry, _ = unroll(functools.partial(step, w), c, x, **options)
+    return jnp.sum(carry)
+
+  args = w, jnp.ones((16, 16)), jnp.ones((16, num_steps, 1))
+  compiled = jax.jit(jax.grad(loss)).lower(*args).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize('backward', ['deferred', 'autodiff'])
+def test_remat_needs_memory_of_the_square_root(backward):
+  grow = lambda remat: (
+    _memory(1024, backward=backward, remat=remat)
+    / _memory(64, backward=backward, remat=remat)
+  )
+  assert grow(False) > 8  # 16 times the steps
+  assert grow(True) < 6  # the square root of 16 is 4
+
+
+def test_rows_may_lie_on_several_devices():
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec('data'))
+  model = models.create(
+    4, hidden_sizes=(8, 8), attention_options={'num_locations': _N}
+  )
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(8, 3, _N, 16)), jnp.float32)
+  variables = _variables(model, x)
+  keys = jax.random.split(jax.random.key(1), 8)
+
+  def loss(v, x, keys):
+    return jnp.mean(jnp.square(model.apply(v, x, key=keys).logits))
+
+  run = jax.jit(jax.value_and_grad(loss))
+  args = variables, jax.device_put(x, rows), jax.device_put(keys, rows)
+  compiled = run.lower(*args).compile(_QUICK)
+  _assert_close(compiled(*args), run(variables, x, keys))
+  assert 'all-gather' not in compiled.as_text()
+
+
+def test_errors():
+  x = jnp.ones((1, 2, 3))
+  with pytest.raises(ValueError, match=r"backward: expected .*'deferred'"):
+    unroll(lambda c, x, k: (c, x), x[:, 0], x, backward='defered')  # pyright: ignore
+  with pytest.raises(ValueError, match='backward: expected one of'):
+    models.create(2, backward='fast')  # pyright: ignore
+  with pytest.raises(TypeError, match='body: expected a carry of structure'):
+    deferred.scan(lambda c, at: ((c, c), c), x[:, 0], x, length=2)
+  with pytest.raises(TypeError, match='carry'):
+    deferred.scan(lambda c, at: (c[:, :1], c), x[:, 0], x, length=2)
