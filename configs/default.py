@@ -52,6 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
   # none (paper); layer: centre and scale the feature of each location;
   # standard: each channel, by its mean and deviation over the training clips
   model.feature_norm = 'none'
+  # Whether the cell reads the mean over the locations beside what is attended to
+  # (paper: False).
+  model.global_context = False
   model.dropout = 0.0  # on the hidden states that the head reads
   model.input_dropout = 0.0  # on the attended feature
   model.attention_temperature = 0.3  # tau of gumbel attention

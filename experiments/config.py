@@ -148,6 +148,7 @@ FIELDS: dict[str, Field] = {
   'model.num_layers': _count(),
   'model.head': _choice('concat', 'gated_embedding'),
   'model.feature_norm': _choice('none', 'layer', 'standard'),
+  'model.global_context': Field(bool),
   'model.dropout': _RATE,
   'model.input_dropout': _RATE,
   'model.attention_temperature': _POSITIVE,

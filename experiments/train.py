@@ -85,6 +85,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
     input_dropout=model.input_dropout,
     dropout=model.dropout,
     feature_norm=model.feature_norm,
+    global_context=model.global_context,
   )
 
 

@@ -402,3 +402,21 @@ def test_integer_features_are_normalised_in_float32(norm):
   many = models.features.normalise(x.astype(jnp.float32), norm, params)
   assert ours.dtype == jnp.float32
   chex.assert_trees_all_equal(ours, many)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float16])
+def test_global_context_is_the_mean_beside_the_context(dtype, keys):
+  """With average pooling both are the mean: one model reads their sum."""
+  model, variables, x = _make(attention='none', global_context=True)
+  plain, same, _ = _make(attention='none')
+  x = x.astype(dtype)
+  layers = variables['params']['cell'].layers
+  fold = lambda w: w[:-D].at[:D].add(w[-D:])
+  folded = layers[0]._replace(
+    bottom_up=fold(layers[0].bottom_up), bottom_up_z=fold(layers[0].bottom_up_z)
+  )
+  cell = same['params']['cell']._replace(layers=(folded, *layers[1:]))
+  same = {'params': {**variables['params'], 'cell': cell}}
+  ours = model.apply(variables, x, key=keys).logits
+  expected = plain.apply(same, x, key=keys).logits
+  chex.assert_trees_all_close(ours, expected, atol=1e-5)

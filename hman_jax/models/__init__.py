@@ -31,6 +31,7 @@ def create(
   input_dropout: float = 0.0,
   dropout: float = 0.0,
   feature_norm: str = 'none',
+  global_context: bool = False,
   backward: Backward = 'deferred',
   remat: bool = False,
 ) -> Recogniser | SoftmaxRegression:
@@ -52,6 +53,8 @@ def create(
     dropout: dropout rate before the head, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard'; the last needs
       `with_statistics` of the training features.
+    global_context: whether the cell reads the mean over the locations beside
+      what is attended to.
     backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
       through time are formed; softmax regression has none.
     remat: backward in memory O(sqrt T) beside inputs and outputs.
@@ -93,6 +96,7 @@ def create(
     input_dropout=input_dropout,
     dropout=dropout,
     feature_norm=feature_norm,
+    global_context=global_context,
     backward=backward,
     remat=remat,
   )

@@ -58,6 +58,8 @@ class Recogniser:
     input_dropout: dropout rate on x_t, in [0, 1).
     dropout: dropout rate on the hidden states that the head reads, in [0, 1).
     feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
+    global_context: the cell reads the mean of X_t over the locations beside
+      x_t; not in the paper. A hard pick sees one location and nothing else.
     backward: 'deferred' (fast) or 'autodiff' (its reference); see `unroll`.
     remat: backward in memory O(sqrt T) beside inputs and outputs; see `unroll`.
 
@@ -79,6 +81,7 @@ class Recogniser:
   input_dropout: float = 0.0
   dropout: float = 0.0
   feature_norm: str = 'none'
+  global_context: bool = False
   backward: Backward = 'deferred'
   remat: bool = False
 
@@ -101,6 +104,7 @@ class Recogniser:
     attend = self.attention.init_with_output
     attended, variables = attend(keys[0], step_features, h, deterministic=True)
     context_size = attended[0].shape[-1]  # of AttentionOutput
+    context_size += size if self.global_context else 0
     params = {
       'attention': variables.get('params', {}),
       'cell': self.cell.init(keys[1], context_size),
@@ -168,6 +172,7 @@ class Recogniser:
       state = self._first_state(params, features, mask)
     inputs = {
       'features': features,
+      'mean': _mean_location(features) if self.global_context else None,
       'projected': self._attend(params, features, method='project'),
       'boundaries': boundaries,
     }
@@ -185,6 +190,8 @@ class Recogniser:
         deterministic=deterministic,
       )
       context = attended.context
+      if self.global_context:
+        context = jnp.concatenate([context, at_step['mean']], axis=-1)
       if self.input_dropout and not deterministic:
         context = stochastic.dropout(
           keys[_INPUT_DROPOUT], context, self.input_dropout
@@ -257,9 +264,14 @@ def mean_features(features: Array, mask: Array | None) -> Array:
     >>> mean_features(jnp.ones((1, 2, 3, 4)), None).tolist()
     [[1.0, 1.0, 1.0, 1.0]]
   """
-  per_step = jnp.mean(features, axis=2, dtype=jnp.float32)
+  per_step = _mean_location(features)
   if mask is None:
     return per_step.mean(axis=1)
   valid = mask.astype(jnp.float32)
   count = jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0)
   return jnp.einsum('btd,bt->bd', per_step, valid / count)
+
+
+def _mean_location(features: Array) -> Array:
+  """Mean over the locations, float32 `[B, T, D]`."""
+  return jnp.mean(features, axis=2, dtype=jnp.float32)
