@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
   # none (paper); layer: centre and scale the feature of each location;
   # standard: each channel, by its mean and deviation over the training clips
   model.feature_norm = 'none'
-  # Whether the cell reads the mean over the locations beside what is attended to
+  # Whether the cell reads the mean over locations beside what is attended to
   # (paper: False).
   model.global_context = False
   model.dropout = 0.0  # on the hidden states that the head reads

@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.learning_rate = 1e-3
   config.train.schedule = 'cosine'
   config.train.warmup_steps = 20
+  config.train.ema_decay = 0.98
   config.train.eval_every = 500
 
   config.eval.batch_size = 32
