@@ -58,7 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
   model.dropout = 0.0  # on the hidden states that the head reads
   model.input_dropout = 0.0  # on the attended feature
   model.attention_temperature = 0.3  # tau of gumbel attention
-  model.boundary = 'gumbel'  # gumbel (paper), straight_through, soft
+  model.boundary = 'gumbel'  # gumbel (paper), straight_through, soft, fixed
+  # fixed: layer l ends a segment every boundary_period ** l frames; 1: always
+  model.boundary_period = 1
   model.boundary_temperature = 0.3  # tau of the boundaries
   model.boundary_rate = 0.15  # initial rate by the bias; not in the paper
   model.top_detector = True  # True (paper), False (Chung)

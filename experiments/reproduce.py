@@ -34,6 +34,7 @@ from experiments.tables import Table, measure
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_DRAWS = 8  # of the ablation with sampled evaluation
+FIXED_SKIP = 3  # frames; so layer 2 moves on every 3, and layer 3 every 9
 _OVERRIDE = '--config.'
 _USER_ERROR = 2
 
@@ -131,6 +132,18 @@ def _ablations() -> tuple[Variant, ...]:
   )
   return (
     change('full', 'full model'),
+    change(
+      'no_hierarchy',
+      'no hierarchy: a boundary at every frame',
+      boundary='fixed',
+      boundary_period=1,
+    ),
+    change(
+      'fixed_skip',
+      f'fixed skip: layer l ends a segment every {FIXED_SKIP}^l frames',
+      boundary='fixed',
+      boundary_period=FIXED_SKIP,
+    ),
     change('no_top_detector', 'top detector off', top_detector=False),
     change('copied_zero', 'z forced to 0 under COPY', copied_boundary='zero'),
     Variant(

@@ -54,10 +54,11 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
   """The model of a resolved config for features of `shape` (N, D)."""
   model = config.model
-  cell_options = {}
+  cell_options, is_fixed = {}, False
   if model.cell == 'hm_lstm':
+    is_fixed = model.boundary == 'fixed'
     cell_options = {
-      'boundary': model.boundary,
+      'boundary': 'given' if is_fixed else model.boundary,
       'boundary_rate': model.boundary_rate,
       'copied_boundary': model.copied_boundary,
       'layer_norm': model.layer_norm,
@@ -86,6 +87,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
     dropout=model.dropout,
     feature_norm=model.feature_norm,
     global_context=model.global_context,
+    boundary_period=model.boundary_period if is_fixed else 0,
   )
 
 

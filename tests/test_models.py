@@ -420,3 +420,33 @@ def test_global_context_is_the_mean_beside_the_context(dtype, keys):
   ours = model.apply(variables, x, key=keys).logits
   expected = plain.apply(same, x, key=keys).logits
   chex.assert_trees_all_close(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('period', [1, 2])
+def test_boundaries_by_the_clock(period):
+  cell = {'cell_options': {'boundary': 'given'}, 'attention': 'soft'}
+  clocked, variables, x = _make(boundary_period=period, **cell)
+  given, _, _ = _make(**cell)
+  frames = np.arange(1, T + 1)
+  z = np.stack([frames % period**l == 0 for l in (1, 2)], axis=-1)
+  z = np.broadcast_to(z[None], (B, T, 2)).astype(np.float32)
+  out = clocked.apply(variables, x, deterministic=True)
+  chex.assert_trees_all_equal(out.cell.z, z)
+  expected = given.apply(variables, x, deterministic=True, boundaries=z)
+  chex.assert_trees_all_equal(out.logits, expected.logits)
+  first = clocked.apply(variables, x[:, :3], deterministic=True)
+  rest = clocked.apply(
+    variables, x[:, 3:], deterministic=True, state=first.state, start=3
+  )
+  chex.assert_trees_all_close(
+    jnp.concatenate([first.logits, rest.logits], axis=1), out.logits, atol=1e-6
+  )
+  if period == 1:
+    assert bool((out.cell.operation[:, 1:] == 2).all())  # FLUSH
+  drawn = clocked.apply(variables, x, key=jax.random.key(3))
+  chex.assert_trees_all_equal(drawn.cell.z, z)
+
+
+def test_a_negative_period_is_refused():
+  with pytest.raises(ValueError, match='boundary_period: expected >= 0'):
+    models.create(C, boundary_period=-1)

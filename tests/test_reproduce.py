@@ -166,6 +166,10 @@ def test_sampled_evaluation_trains_nothing_of_its_own(tmp_path):
   assert models['full'].top_detector
   assert not models['no_top_detector'].top_detector
   assert models['copied_zero'].copied_boundary == 'zero'
+  fixed = {
+    n: m.boundary_period for n, m in models.items() if m.boundary == 'fixed'
+  }
+  assert fixed == {'no_hierarchy': 1, 'fixed_skip': reproduce.FIXED_SKIP}
 
 
 def test_overrides_reach_the_config(tmp_path):

@@ -162,6 +162,7 @@ def test_presets_train_and_are_scored(name):
     {'loss.label_smoothing': 0.1, 'train.optimizer': 'adam'},
     {'train.schedule': 'step', 'train.warmup_steps': 2},
     {'eval.boundary_mode': 'sample', 'eval.num_samples': 2},
+    {'model.boundary': 'fixed', 'model.boundary_period': 2},
   ],
 )
 def test_options_train(options):

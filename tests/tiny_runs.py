@@ -35,6 +35,21 @@ def tiny_config(recipe=quickstart, **changes):
   return config_lib.resolve(config)
 
 
+def untrained_in(directory: pathlib.Path, config) -> pathlib.Path:
+  """A run that stands at its first parameters: all that programs read."""
+  splits = datasets.load(config)
+  workdir.claim(directory, config, splits)
+  shape = splits.train.feature_shape
+  model = train.make_model(config, len(splits.train.class_names), shape)
+  optimizer = train.make_optimizer(config.train)
+  state = train.init_state(config, model, optimizer, shape)
+  checkpoints = Checkpoints(directory, config.checkpoint.keep)
+  checkpoints.save_best(0, state, 0.5)
+  checkpoints.save(0, state)
+  checkpoints.close()
+  return directory
+
+
 def train_in(directory: pathlib.Path, config) -> pathlib.Path:
   """Trains as `experiments.main` does, on one device."""
   splits = datasets.load(config)

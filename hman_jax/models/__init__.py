@@ -12,6 +12,7 @@ from hman_jax.models.recogniser import (
   INITIAL_STATES,
   Recogniser,
   RecogniserOutput,
+  fixed_boundaries,
   mean_features,
 )
 from hman_jax.models.softmax_regression import SoftmaxRegression
@@ -34,6 +35,7 @@ def create(
   global_context: bool = False,
   backward: Backward = 'deferred',
   remat: bool = False,
+  boundary_period: int = 0,
 ) -> Recogniser | SoftmaxRegression:
   """Assembles a recogniser from named parts.
 
@@ -58,6 +60,8 @@ def create(
     backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
       through time are formed; softmax regression has none.
     remat: backward in memory O(sqrt T) beside inputs and outputs.
+    boundary_period: p >= 1: boundaries of a cell with boundary='given' by the
+      clock, every p^l frames in layer l; 0: the caller gives them.
 
   Returns:
     A `Recogniser`, or a `SoftmaxRegression` for cell='none'.
@@ -74,6 +78,8 @@ def create(
   for name, rate in (('input_dropout', input_dropout), ('dropout', dropout)):
     if not 0 <= rate < 1:
       raise ValueError(f'{name}: expected in [0, 1), got {rate}.')
+  if boundary_period < 0:
+    raise ValueError(f'boundary_period: expected >= 0, got {boundary_period}.')
   check_choice('cell', cell, (*CELLS, 'none'))
   check_choice('attention', attention, tuple(attentions.ATTENTIONS))
   check_choice('head', head, tuple(HEADS))
@@ -99,6 +105,7 @@ def create(
     global_context=global_context,
     backward=backward,
     remat=remat,
+    boundary_period=boundary_period,
   )
 
 
@@ -113,6 +120,7 @@ __all__ = [
   'RecogniserOutput',
   'SoftmaxRegression',
   'create',
+  'fixed_boundaries',
   'mean_features',
   'with_statistics',
 ]

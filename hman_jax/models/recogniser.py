@@ -62,6 +62,8 @@ class Recogniser:
       x_t; not in the paper. A hard pick sees one location and nothing else.
     backward: 'deferred' (fast) or 'autodiff' (its reference); see `unroll`.
     remat: backward in memory O(sqrt T) beside inputs and outputs; see `unroll`.
+    boundary_period: p, for a cell with boundary='given' that is given none:
+      layer l ends a segment every p^l frames (see `fixed_boundaries`); 0: none.
 
   Example:
     >>> import jax
@@ -84,6 +86,7 @@ class Recogniser:
   global_context: bool = False
   backward: Backward = 'deferred'
   remat: bool = False
+  boundary_period: int = 0
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features of this shape.
@@ -152,7 +155,8 @@ class Recogniser:
         evaluation.
       boundary_slope: slope of the 'straight_through' boundaries.
       boundary_noise: scale of the noise of 'gumbel' boundaries.
-      boundaries: `[B, T, L]`, for a cell with boundary='given' only.
+      boundaries: `[B, T, L]`, for a cell with boundary='given' only; None
+        there: those of `boundary_period`.
       state: `RecogniserOutput.state` of the frames before; None at the start.
       start: number of frames already run, which the keys of steps count on.
 
@@ -168,6 +172,10 @@ class Recogniser:
       sample_boundaries = not deterministic
     self._check_key(key, deterministic)
     features = normalise(features, self.feature_norm, params)
+    if boundaries is None and self.boundary_period:
+      boundaries = fixed_boundaries(
+        self.boundary_period, len(self.cell.hidden_sizes), start, features
+      )
     if state is None:
       state = self._first_state(params, features, mask)
     inputs = {
@@ -248,6 +256,36 @@ class Recogniser:
       jnp.tanh(heads.dense(layer[name], mean)) for layer in affine
     )
     return state._replace(c=start('c'), h=start('h'))
+
+
+def fixed_boundaries(
+  period: int, num_layers: int, start: int | Array, like: Array
+) -> Array:
+  """Boundaries by the clock: z_t^l = 1 at every p^l-th frame.
+
+  p = 1 is no hierarchy: every layer ends a segment at every frame. Larger p is
+  a fixed skip: layer l + 1 moves on p times less often than layer l.
+
+  Args:
+    period: p, at least 1.
+    num_layers: L.
+    start: number of frames already run.
+    like: `[B, T, ...]`, of which B and T are taken.
+
+  Returns:
+    float32 `[B, T, L]` of 0 and 1.
+
+  Example:
+    >>> z = fixed_boundaries(2, 2, 0, jnp.zeros((1, 4)))
+    >>> z[0].T.tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]]
+  """
+  frames = jnp.arange(like.shape[1])[:, None] + start + 1
+  longest = jnp.iinfo(jnp.int32).max
+  periods = [min(period**l, longest) for l in range(1, num_layers + 1)]
+  ends = frames % jnp.array(periods)[None] == 0
+  shape = (*like.shape[:2], num_layers)
+  return jnp.broadcast_to(ends[None], shape).astype(jnp.float32)
 
 
 def mean_features(features: Array, mask: Array | None) -> Array:
