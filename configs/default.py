@@ -30,6 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
   data.allow_missing = 0  # listed videos that may be missing
   data.num_frames = 60  # T, frames of a training window and of a block
   data.frame_stride = 1  # take every n-th frame
+  # Frames a second to take of a video, by the times of its frames, so that
+  # videos of several or varying rates are alike; 0: every frame
+  data.fps = 0.0
   data.validation_fraction = 0.1  # of the training videos, by source video
   data.num_train = 4096  # clips of composite_actions
   data.num_validation = 512  # clips of composite_actions

@@ -45,6 +45,8 @@ def main() -> int:
   frames = command.frame_counts(lengths) if lengths else None
   window = opened.data.num_frames * opened.data.frame_stride
   short = sum(length <= window - opened.data.frame_stride for length in lengths)
+  if opened.data.fps:  # windows are of other frames then
+    short = 0
   fatal = any(f.fatal for f in findings)
   if command.JSON.value:
     print(json.dumps(_tree(opened, counts, frames, short, findings), indent=2))

@@ -39,9 +39,10 @@ def main() -> int:
   if _ESTIMATE.value and tree['frames']:
     from data import features  # imports JAX
 
-    name = opened.data.features
+    name, fps = opened.data.features, opened.data.fps or None
+    total = round(tree['seconds'] * fps) if fps else tree['frames']['total']
     tree['features'] = {'extractor': name} | estimate(
-      features.EXTRACTORS[name](), every, tree['frames']['total']
+      features.EXTRACTORS[name](), every, total, fps
     )
   if command.JSON.value:
     print(json.dumps(tree, indent=2))
@@ -76,7 +77,7 @@ def _headers(every: Sequence[Clip]) -> dict[str, Any]:
 
 
 def estimate(
-  extractor: Any, every: Sequence[Clip], total: int
+  extractor: Any, every: Sequence[Clip], total: int, fps: float | None = None
 ) -> dict[str, Any]:
   """Measures decoding and extraction on a few clips.
 
@@ -84,6 +85,7 @@ def estimate(
     extractor: a `data.features.Extractor`.
     every: all clips.
     total: frames of all clips.
+    fps: frames a second to take; None: every frame.
 
   Returns:
     {'bytes': of all features, 'decode_fps', 'extract_fps', 'seconds': of all};
@@ -95,7 +97,8 @@ def estimate(
   clips, count, start = [], 0, time.perf_counter()
   for clip in every[::step][:_SAMPLE]:
     try:
-      clips.append(videos.decode(clip.path, extractor.image_size))
+      size = extractor.image_size
+      clips.append(videos.decode(clip.path, size, fps=fps))
     except VideoError:
       continue
     count += len(clips[-1])

@@ -55,9 +55,10 @@ def default_features_dir() -> pathlib.Path:
   return pathlib.Path(home).expanduser() / 'hman_jax' / 'features'
 
 
-def store_identity(extractor: Extractor) -> dict:
+def store_identity(extractor: Extractor, fps: float | None = None) -> dict:
   """What the numbers in a store depend on."""
-  return {**extractor.identity, 'decoder': f'PyAV {av.__version__}'}
+  identity = {**extractor.identity, 'decoder': f'PyAV {av.__version__}'}
+  return identity if fps is None else identity | {'fps': fps}
 
 
 def prepare(
@@ -65,6 +66,7 @@ def prepare(
   extractor: Extractor,
   features_dir: pathlib.Path,
   *,
+  fps: float | None = None,
   progress: bool = True,
   should_stop: Callable[[], bool] | None = None,
 ) -> dict[pathlib.Path, pathlib.Path]:
@@ -77,6 +79,7 @@ def prepare(
     videos: whatever `data.videos` decodes.
     extractor: from `EXTRACTORS`.
     features_dir: the store; made if missing.
+    fps: frames a second to take, by their times; None: every frame.
     progress: print a line every few seconds.
     should_stop: asked after each video; when true, the pass ends there.
 
@@ -89,7 +92,7 @@ def prepare(
     StoppedError: if `should_stop` said so.
   """
   videos = [pathlib.Path(v) for v in videos]
-  folder = _open_store(pathlib.Path(features_dir).expanduser(), extractor)
+  folder = _open_store(pathlib.Path(features_dir).expanduser(), extractor, fps)
   paths: dict[pathlib.Path, pathlib.Path] = {}
   bad: list[VideoError] = []
   for video in videos:
@@ -99,7 +102,7 @@ def prepare(
       bad.append(e)
   missing = list({p: v for v, p in paths.items() if not p.exists()}.values())
   report = _Progress(len(missing), folder) if progress and missing else None
-  for video, frames in _decoded(missing, extractor.image_size):
+  for video, frames in _decoded(missing, extractor.image_size, fps):
     if isinstance(frames, VideoError):
       bad.append(frames)
     else:
@@ -120,9 +123,12 @@ def _poll(should_stop: Callable[[], bool] | None) -> None:
     )
 
 
-def _open_store(features_dir: pathlib.Path, extractor: Extractor):
+def _open_store(
+  features_dir: pathlib.Path, extractor: Extractor, fps: float | None
+) -> pathlib.Path:
   """The extractor's folder in the store, with its identity beside."""
-  identity = json.dumps(store_identity(extractor), indent=2, sort_keys=True)
+  tree = store_identity(extractor, fps)
+  identity = json.dumps(tree, indent=2, sort_keys=True)
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   folder = features_dir / f'{extractor.identity["extractor"]}-{digest}'
   try:
@@ -140,13 +146,13 @@ def _open_store(features_dir: pathlib.Path, extractor: Extractor):
 
 
 def _decoded(
-  videos: Sequence[pathlib.Path], size: tuple[int, int]
+  videos: Sequence[pathlib.Path], size: tuple[int, int], fps: float | None
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | VideoError]]:
   """Frames of each video, decoded ahead of their use in threads."""
 
   def attempt(video):
     try:
-      return decode(video, size)
+      return decode(video, size, fps=fps)
     except VideoError as e:
       return e
 

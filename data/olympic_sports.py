@@ -9,6 +9,7 @@ import pathlib
 from data import clips
 from data.clips import Clip, Dataset, Finding
 from data.errors import DataError
+from data.videos import SUFFIXES
 
 SIDES = ('train', 'test')
 NUM_LISTED = {'train': 649, 'test': 134}
@@ -169,7 +170,7 @@ def _read_list(
   for number, line in lines:
     name = line.strip()
     class_name, _, stem = name.rpartition('/')
-    if pathlib.PurePath(stem).suffix.lower() in clips.SUFFIXES:
+    if pathlib.PurePath(stem).suffix.lower() in SUFFIXES:
       stem = stem.rpartition('.')[0]
     if class_name:
       candidates = [by_name.get(_class_name(class_name), class_name)]
@@ -177,29 +178,18 @@ def _read_list(
       candidates = [own] if own else sorted(folders)
     keys = [(c, stem) for c in candidates if (c, stem) in videos]
     if class_name and candidates[0] not in folders:
-      kind, message = (
-        'class',
-        (
-          f'no class folder {class_name!r}.{clips.nearest(class_name, folders)}'
-        ),
-      )
+      hint = clips.nearest(class_name, folders)
+      kind, message = 'class', f'no class folder {class_name!r}.{hint}'
     elif not keys:
       where = candidates[0] if len(candidates) == 1 else 'any class folder'
       kind, message = 'missing', f'{stem!r} is not in {where}.'
     elif len(keys) > 1:
-      kind, message = (
-        'name',
-        (
-          f'{stem!r} is in several class folders: write '
-          + ' or '.join(repr(f'{c}/{s}') for c, s in keys)
-          + '.'
-        ),
-      )
+      choice = ' or '.join(repr('/'.join(key)) for key in keys)
+      kind = 'name'
+      message = f'{stem!r} is in several class folders: write {choice}.'
     elif keys[0] in places:
-      kind, message = (
-        'duplicate',
-        (f'{stem!r} is listed twice, first in {places[keys[0]]}.'),
-      )
+      kind = 'duplicate'
+      message = f'{stem!r} is listed twice, first in {places[keys[0]]}.'
     else:
       places[keys[0]] = f'{path}:{number}'
       listed.append((keys[0][0], videos[keys[0]]))

@@ -619,16 +619,16 @@ def _video(
   path = pathlib.PurePosixPath(relative)
   below = [path]
   if line.any_suffix:  # Kinetics: blanks in a class are often underscores
-    below.append(path.parent.with_name(path.parent.name.replace(' ', '_'))
-                 / path.name)  # fmt: skip
+    folder = path.parent.name.replace(' ', '_')
+    below.append(path.parent.parent / folder / path.name)
     below += [name / p for name in side_names for p in tuple(below)]
   for candidate in below:
     name = listing(root / candidate.parent).get(candidate.name)
     if name and (line.any_suffix or name == candidate.name):
       return root / candidate.parent / name
-  folder, _, frames = relative.rpartition(' ')
-  if folder and _INTEGER.fullmatch(frames):
-    video = root / folder.rstrip()
+  frame_folder, _, frames = relative.rpartition(' ')
+  if frame_folder and _INTEGER.fullmatch(frames):
+    video = root / frame_folder.rstrip()
     if listing(video.parent).get(video.name) == video.name:
       return video
   return None

@@ -25,6 +25,7 @@ MAX_PIXELS = 2**25  # of a frame as it is stored; 7680 x 4320 is below
 MAX_BYTES = 2**32  # of the frames of one video, after resizing
 
 _TIME_ERROR = 1e-3  # seconds; Matroska rounds times to milliseconds
+_MAX_GAP = 60.0  # seconds between frames; more is no video but damage
 
 # Names of FFmpeg's, of what data sets come in; other decoders stay closed.
 CODECS = frozenset({
@@ -92,8 +93,7 @@ def decode(
   """
   path = pathlib.Path(path)
   arrays: list[np.ndarray] = []
-  times: list[float | None] = []
-  for frame in _frames(path):
+  for frame in _sampled(path, fps):
     array = _to_array(frame, size)
     if arrays and array.shape != arrays[0].shape:
       raise VideoError(
@@ -101,14 +101,11 @@ def decode(
         f'after {len(arrays)}; give a size.'
       )
     arrays.append(array)
-    times.append(frame.time)
     if len(arrays) * array.nbytes > MAX_BYTES:
       raise VideoError(
         f'{path}: more than {len(arrays) - 1} frames of {_shape(array)} do not '
         f'fit into {MAX_BYTES >> 30} GiB. Cut it into clips.'
       )
-  if fps is not None:
-    arrays = [arrays[k] for k in _shown(path, times, fps)]
   return np.stack(arrays)
 
 
@@ -384,36 +381,53 @@ def _shape(array: np.ndarray) -> str:
   return f'{array.shape[0]} x {array.shape[1]}'
 
 
-def _shown(
-  path: pathlib.Path, times: list[float | None], fps: float
-) -> np.ndarray:
-  """Index of the frame shown at each multiple of 1/fps after the first."""
+def _sampled(path: pathlib.Path, fps: float | None) -> Iterator[_Frame]:
+  """All frames; or those shown at each multiple of 1/fps after the first."""
+  if fps is None:
+    yield from _frames(path)
+    return
   if not 0 < fps < float('inf'):
     raise VideoError(f'{path}: fps: expected a number > 0, got {fps}.')
-  if None in times:
-    raise VideoError(
-      f'{path}: its frames have no times, so that it cannot be sampled at '
-      f'{fps:g} frames a second.'
-    )
-  seconds = np.array(times, np.float64)
-  steps = np.diff(seconds)
-  if (steps <= 0).any():
-    k = int(np.argmax(steps <= 0))
-    raise VideoError(
-      f'{path}: frame {k + 2} is not later than frame {k + 1}, so that it '
-      f'cannot be sampled at {fps:g} frames a second.'
-    )
-  seconds = seconds - seconds[0]
-  last = np.median(steps) if len(steps) else 0.0  # how long it is shown
-  count = max(round((seconds[-1] + last) * fps), 1)
-  if count > MAX_BYTES:
-    raise VideoError(f'{path}: {count} frames at {fps:g} a second.')
-  wanted = np.arange(count) / fps + _TIME_ERROR
-  return np.searchsorted(seconds, wanted, side='right') - 1
+  shown: _Frame | None = None
+  start = time = 0.0
+  steps: list[float] = []
+  count = 0
+  for number, frame in enumerate(_frames(path), start=1):
+    if frame.time is None:
+      raise VideoError(
+        f'{path}: its frames have no times, so that it cannot be sampled at '
+        f'{fps:g} frames a second.'
+      )
+    if shown is None:
+      start = frame.time
+    else:
+      steps.append(frame.time - start - time)
+      if steps[-1] <= 0:
+        raise VideoError(
+          f'{path}: frame {number} is not later than the one before it, so '
+          f'that it cannot be sampled at {fps:g} frames a second.'
+        )
+      if steps[-1] > _MAX_GAP:
+        raise VideoError(
+          f'{path}: frame {number} comes {steps[-1]:.0f} s after the one '
+          f'before, so that it cannot be sampled at {fps:g} frames a second.'
+        )
+      while count / fps + _TIME_ERROR < frame.time - start:
+        yield shown
+        count += 1
+    shown, time = frame, frame.time - start
+  if shown is None:
+    return
+  last = float(np.median(steps)) if steps else 0.0  # how long it is shown
+  for _ in range(count, max(round((time + last) * fps), 1)):
+    yield shown
 
 
 def stream(
-  path: str | pathlib.Path, sizes: Sequence[tuple[int, int] | None]
+  path: str | pathlib.Path,
+  sizes: Sequence[tuple[int, int] | None],
+  *,
+  fps: float | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
   """The frames of a video one at a time, as `decode` gives them.
 
@@ -423,6 +437,7 @@ def stream(
     path: a video file, or a folder of frames.
     sizes: (height, width) to resize to, or None for the video's own; each frame
       is given in all of them.
+    fps: see `decode`.
 
   Yields:
     uint8 arrays `[height, width, 3]`, RGB, one a size.
@@ -430,7 +445,7 @@ def stream(
   Raises:
     VideoError: as `decode`, when the frame is reached that is wrong.
   """
-  for frame in _frames(pathlib.Path(path)):
+  for frame in _sampled(pathlib.Path(path), fps):
     yield tuple(_to_array(frame, size) for size in sizes)
 
 

@@ -131,6 +131,7 @@ FIELDS: dict[str, Field] = {
   'data.allow_missing': _count(0),
   'data.num_frames': _count(),
   'data.frame_stride': _count(),
+  'data.fps': _NOT_NEGATIVE,
   'data.validation_fraction': _OPEN_FRACTION,
   'data.num_train': _count(),
   'data.num_validation': _count(),

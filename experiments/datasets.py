@@ -82,6 +82,7 @@ def _videos(config, should_stop) -> Splits:
     [clip.path for part in parts for clip in part],
     extractor,
     directory,
+    fps=data.fps or None,
     should_stop=should_stop,
   )
   sources = {

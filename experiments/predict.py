@@ -142,7 +142,7 @@ def recognise(
     HmanError: if the files cannot be written.
   """
   header = videos.read_header(video)
-  fps = header.fps or default_fps
+  fps = recogniser.fps or header.fps or default_fps
   try:
     with contextlib.ExitStack() as stack:
       stage = stack.enter_context(_stage(folder)) if folder else None
@@ -202,7 +202,7 @@ class _Files:
     """The frames for the extractor; those to show are put aside."""
     size = self._recogniser.extractor.image_size
     sizes = (size, None) if self._stage else (size,)
-    for small, *shown in videos.stream(video, sizes):
+    for small, *shown in videos.stream(video, sizes, fps=self._recogniser.fps):
       self.num_frames += 1
       if shown:
         self._put_aside(shown[0])

@@ -137,6 +137,11 @@ class VideoRecogniser:
     """Every which frame the model reads."""
     return self.run.config.data.frame_stride
 
+  @property
+  def fps(self) -> float | None:
+    """Frames a second that are taken of a video; None: every frame."""
+    return self.run.config.data.fps or None
+
   def predict(self, video: Video, top_k: int = 5) -> list[dict[str, Any]]:
     """The likeliest classes of a video.
 
@@ -158,7 +163,8 @@ class VideoRecogniser:
       size = self.extractor.image_size
       frames = (videos.resize(frame, size) for frame in video)
     else:
-      frames = (f for (f,) in videos.stream(video, [self.extractor.image_size]))
+      size = self.extractor.image_size
+      frames = (f for (f,) in videos.stream(video, [size], fps=self.fps))
     last = collections.deque(self.stream(frames), maxlen=1)
     if not last:
       raise HmanError('video: expected at least one frame, got none.')

@@ -167,6 +167,23 @@ def test_variable_frame_rate(tmp_path):
       np.testing.assert_allclose(one[:both], two[:both], atol=1.01)
 
 
+def test_frames_one_at_a_time_are_those_of_decode(tmp_path):
+  frames = video_files.shades(9)
+  squares = [k * k for k in range(9)]
+  path = video_files.write(tmp_path / 'a.mp4', frames, times=squares)
+  for fps in (None, 30, 7.5, 100):
+    one_by_one = [f for (f,) in videos.stream(path, [(8, 8)], fps=fps)]
+    np.testing.assert_array_equal(one_by_one, decode(path, (8, 8), fps=fps))
+
+
+def test_a_gap_of_hours_is_no_rate(tmp_path):
+  frames = video_files.shades(3)
+  path = video_files.write(tmp_path / 'a.mkv', frames, times=[0, 1, 10**6])
+  assert len(decode(path)) == 3
+  with pytest.raises(VideoError, match=r'frame 3 comes 33333 s after'):
+    decode(path, fps=30)
+
+
 def test_times_that_begin_late(tmp_path):
   frames = video_files.shades(6)
   late = [100, 102, 104, 106, 108, 110]

@@ -720,6 +720,7 @@ def test_bad_lines_are_named(tree, tmp_path, line, kind, message):
     ('run,abc,0,10,train', 'is missing'),
     ('run', 'expected youtube_id'),
     ('"run', 'expected youtube_id'),
+    ('.,abc,0,10,train', 'is missing'),
   ],
 )
 def test_bad_rows_of_kinetics(tree, tmp_path, row, message):

@@ -382,6 +382,17 @@ def test_another_extractor_has_another_folder(tmp_path, videos):
   assert (two.parent / 'identity.json').read_text().count('"version": 2') == 1
 
 
+def test_another_rate_has_another_folder(tmp_path, videos):
+  store = tmp_path / 'store'
+  every = _prepare(videos[:1], Quarters(), store)[videos[0]]
+  twice = _prepare(videos[:1], Quarters(), store, fps=60.0)[videos[0]]
+  assert every.parent != twice.parent
+  assert '"fps": 60.0' in (twice.parent / 'identity.json').read_text()
+  np.testing.assert_array_equal(
+    np.load(twice), np.load(every).repeat(2, axis=0)
+  )
+
+
 def test_every_bad_video_is_named_once_the_good_are_done(tmp_path, videos):
   store = tmp_path / 'store'
   videos[1].write_text('not a video')

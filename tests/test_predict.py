@@ -451,8 +451,8 @@ def test_a_video_that_breaks_leaves_nothing(root, tmp_path, monkeypatch):
   recogniser = VideoRecogniser(_untrained(num_classes=2), Stub())
   whole = videos.stream
 
-  def breaks(path, sizes):
-    yield from itertools.islice(whole(path, sizes), 20)
+  def breaks(path, sizes, **options):
+    yield from itertools.islice(whole(path, sizes, **options), 20)
     raise VideoError('cut after 20 frames')
 
   monkeypatch.setattr(videos, 'stream', breaks)
