@@ -15,12 +15,16 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
+from configs import hmdb51
+from data import features
 from data.composite_actions import CompositeActions
 from data.features import VideoFeatures
+from data.videos import decode
 from experiments import clips, curves, evaluate, figures, report, trained
 from experiments.errors import HmanError, WorkdirError
 from experiments.predictions import Predictions
 
+import data_trees
 import untrained_runs
 import video_files
 
@@ -525,3 +529,45 @@ def test_mistakes_end_in_one_message(tmp_path):
 def test_composite_clips_know_their_parts():
   source = CompositeActions('test', num_clips=1)
   assert set(source.sub_actions) == set(source.class_names[0].split('-'))
+
+
+# --- videos -----------------------------------------------------------------
+
+
+class Quarters:
+  """An extractor for tests: the mean colour of each quarter."""
+
+  image_size = (32, 32)
+  feature_shape = (4, 3)
+  identity = {'extractor': 'quarters'}  # noqa: RUF012
+
+  def extract(self, frames):
+    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
+    return (parts / 255).reshape(len(frames), 4, 3).astype(np.float16)
+
+
+def test_videos_are_shown_with_what_was_seen(tmp_path, monkeypatch):
+  monkeypatch.setitem(features.EXTRACTORS, 'efficientnet_lite0', Quarters)
+  workdir = untrained_runs.make(
+    tmp_path / 'run',
+    recipe=hmdb51,
+    **{
+      'data.root': str(data_trees.hmdb51(tmp_path / 'data')),
+      'data.features_dir': str(tmp_path / 'store'),
+      'data.frame_stride': 2,
+      'model.name': 'lstm_soft',
+    },
+  )
+  material = report.collect(workdir, 4)
+  data = _data(report.render(material))
+  assert data['side'] == 2
+  for (picture, clip), view in zip(_sizes(data), material.views):
+    video = decode(tmp_path / 'data' / clip['name'])[::2]
+    assert clip['steps'] == len(video) == len(view.probabilities)
+    assert (clip['sprite']['width'], clip['sprite']['height']) == (32, 32)
+    last = len(video) - 1
+    box = (32 * last, 0, 32 * last + 32, 32)
+    difference = np.asarray(picture.crop(box), int) - video[last]
+    assert abs(difference.mean()) < 5  # JPEG
+    assert clip['operation'] is None and clip['heat'] is not None
+    assert clip['boundaries'] is None and clip['target'] is None

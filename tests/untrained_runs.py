@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 
+from configs import quickstart
 from experiments import datasets, train, workdir
 from experiments.checkpoint import Checkpoints
 
@@ -13,21 +14,24 @@ from tiny_runs import tiny_config
 NUM_STEPS = 6
 
 
-def make(directory: pathlib.Path, **changes) -> pathlib.Path:
-  """A run on generated clips whose best model is a random one.
+def make(directory: pathlib.Path, recipe=quickstart, **changes) -> pathlib.Path:
+  """A run whose best model is a random one.
 
   Args:
     directory: to make.
+    recipe: a module of `configs`.
     **changes: of the config, by full name.
 
   Returns:
     The directory.
   """
-  config = tiny_config(**changes)
+  config = tiny_config(recipe, **changes)
   splits = datasets.load(config)
   directory.mkdir()
   workdir.claim(directory, config, splits)
-  model = train.make_model(config, 8, splits.test.feature_shape)
+  model = train.make_model(
+    config, len(splits.test.class_names), splits.test.feature_shape
+  )
   state = train.init_state(
     config,
     model,
