@@ -56,7 +56,7 @@ def _draw(seed):
     'initial_state': pick('zeros', 'mean_features'),
     'input_dropout': pick(0.0, 0.3),
     'dropout': pick(0.0, 0.3),
-    'feature_norm': pick('none', 'layer'),
+    'feature_norm': pick('none', 'layer', 'standard'),
   }
   call = {
     'key': jax.random.split(jax.random.key(seed), pick((), batch)),
@@ -84,9 +84,12 @@ def _variables(model, features, seed=0):
   """Random parameters, the biases too, without compiling their `init`."""
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(model.init, jax.random.key(0), features)
-  return jax.tree.map(
+  drawn = jax.tree.map(
     lambda p: jnp.asarray(rng.normal(size=p.shape) / 2, p.dtype), shapes
   )
+  if 'features' in drawn['params']:  # the scale is a divisor
+    drawn['params']['features']['scale'] = jnp.full(features.shape[-1], 1.5)
+  return drawn
 
 
 def _loss(model, variables, features, mask, call, rng):
@@ -339,6 +342,7 @@ def _equations(jaxpr):
 def _gradient_jaxpr(remat=False, argnums=0, backward='deferred'):
   model = models.create(
     4, hidden_sizes=(_H, _H), backward=backward, remat=remat,
+    feature_norm='standard',
     attention_options={'num_locations': _N, 'scorer': 'content'},
   )  # fmt: skip
   x = jnp.ones((_B, _T, _N, _D))

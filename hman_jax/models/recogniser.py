@@ -163,12 +163,14 @@ class Recogniser:
     if sample_boundaries is None:
       sample_boundaries = not deterministic
     self._check_key(key, deterministic)
-    features = normalise(features, self.feature_norm, params)
+    normalised = normalise(features, self.feature_norm, params)
     if state is None:
-      state = self._first_state(params, features, mask)
+      state = self._first_state(params, normalised, mask)
     inputs = {
+      # Normalised once more step by step: a hard attention then reads one
+      # location, and no normalised copy of the clips is kept for backward.
       'features': features,
-      'projected': self._attend(params, features, method='project'),
+      'projected': self._attend(params, normalised, method='project'),
       'boundaries': boundaries,
     }
 
@@ -178,7 +180,7 @@ class Recogniser:
         keys = [stochastic.fold_in(key_t, i) for i in range(4)]
       attended = self._attend(
         params,
-        at_step['features'],
+        normalise(at_step['features'], self.feature_norm, params),
         state.h[0],
         keys[_ATTENTION],
         projected=at_step['projected'],
