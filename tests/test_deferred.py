@@ -439,6 +439,21 @@ def test_rows_may_lie_on_several_devices():
   assert 'all-gather' not in compiled.as_text()
 
 
+def test_effects_happen_once_a_step():
+  seen = []
+
+  def step(c, x, key):
+    del key
+    jax.debug.callback(lambda v: seen.append(float(v)), x[0, 0])
+    return c * x, None
+
+  x = jnp.arange(1.0, 4.0).reshape(1, 3, 1)
+  gradient = jax.grad(lambda c: unroll(step, c, x)[0].sum())(jnp.ones((1, 1)))
+  jax.effects_barrier()
+  assert sorted(seen) == [1.0, 2.0, 3.0]
+  assert gradient.tolist() == [[6.0]]
+
+
 def test_errors():
   x = jnp.ones((1, 2, 3))
   with pytest.raises(ValueError, match=r"backward: expected .*'deferred'"):
