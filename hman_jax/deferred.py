@@ -236,7 +236,9 @@ class _Steps:
       waiting.clear()
 
     for index, equation in enumerate(self.jaxpr.eqns):
-      (output, *more) = equation.outvars
+      if not equation.outvars:  # an effect, which happened forward
+        continue
+      output, *more = equation.outvars
       if output in self.sums and output in kept:
         flush()
         total = self.sums[output]
@@ -267,7 +269,7 @@ def _read(
   before, body = [], []
   for equation in jaxpr.eqns:
     level = max((depends[v] for v in _variables(equation.invars)), default=0)
-    if level == _CONSTANTS and _grows(equation):
+    if equation.effects or (level == _CONSTANTS and _grows(equation)):
       level = _LOOP
     depends.update({v: level for v in equation.outvars})
     if level != _LOOP:

@@ -56,7 +56,7 @@ def _draw(seed):
     'initial_state': pick('zeros', 'mean_features'),
     'input_dropout': pick(0.0, 0.3),
     'dropout': pick(0.0, 0.3),
-    'feature_norm': pick('none', 'layer'),
+    'feature_norm': pick('none', 'layer', 'standard'),
   }
   call = {
     'key': jax.random.split(jax.random.key(seed), pick((), batch)),
@@ -84,9 +84,12 @@ def _variables(model, features, seed=0):
   """Random parameters, the biases too, without compiling their `init`."""
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(model.init, jax.random.key(0), features)
-  return jax.tree.map(
+  drawn = jax.tree.map(
     lambda p: jnp.asarray(rng.normal(size=p.shape) / 2, p.dtype), shapes
   )
+  if 'features' in drawn['params']:  # the scale is a divisor
+    drawn['params']['features']['scale'] = jnp.full(features.shape[-1], 1.5)
+  return drawn
 
 
 def _loss(model, variables, features, mask, call, rng):
@@ -339,6 +342,7 @@ def _equations(jaxpr):
 def _gradient_jaxpr(remat=False, argnums=0, backward='deferred'):
   model = models.create(
     4, hidden_sizes=(_H, _H), backward=backward, remat=remat,
+    feature_norm='standard',
     attention_options={'num_locations': _N, 'scorer': 'content'},
   )  # fmt: skip
   x = jnp.ones((_B, _T, _N, _D))
@@ -433,6 +437,21 @@ def test_rows_may_lie_on_several_devices():
   compiled = run.lower(*args).compile(_QUICK)
   _assert_close(compiled(*args), run(variables, x, keys))
   assert 'all-gather' not in compiled.as_text()
+
+
+def test_effects_happen_once_a_step():
+  seen = []
+
+  def step(c, x, key):
+    del key
+    jax.debug.callback(lambda v: seen.append(float(v)), x[0, 0])
+    return c * x, None
+
+  x = jnp.arange(1.0, 4.0).reshape(1, 3, 1)
+  gradient = jax.grad(lambda c: unroll(step, c, x)[0].sum())(jnp.ones((1, 1)))
+  jax.effects_barrier()
+  assert sorted(seen) == [1.0, 2.0, 3.0]
+  assert gradient.tolist() == [[6.0]]
 
 
 def test_errors():

@@ -171,17 +171,19 @@ class Recogniser:
     if sample_boundaries is None:
       sample_boundaries = not deterministic
     self._check_key(key, deterministic)
-    features = normalise(features, self.feature_norm, params)
+    normalised = normalise(features, self.feature_norm, params)
     if boundaries is None and self.boundary_period:
       boundaries = fixed_boundaries(
         self.boundary_period, len(self.cell.hidden_sizes), start, features
       )
     if state is None:
-      state = self._first_state(params, features, mask)
+      state = self._first_state(params, normalised, mask)
     inputs = {
+      # Normalised once more step by step: a hard attention then reads one
+      # location, and no normalised copy of the clips is kept for backward.
       'features': features,
-      'mean': _mean_location(features) if self.global_context else None,
-      'projected': self._attend(params, features, method='project'),
+      'mean': _mean_location(normalised) if self.global_context else None,
+      'projected': self._attend(params, normalised, method='project'),
       'boundaries': boundaries,
     }
 
@@ -191,7 +193,7 @@ class Recogniser:
         keys = [stochastic.fold_in(key_t, i) for i in range(4)]
       attended = self._attend(
         params,
-        at_step['features'],
+        normalise(at_step['features'], self.feature_norm, params),
         state.h[0],
         keys[_ATTENTION],
         projected=at_step['projected'],
