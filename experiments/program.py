@@ -34,7 +34,7 @@ def run(
     doc: what --help says before the flags.
   """
   debug = any(a in ('--debug', '-debug') for a in sys.argv[1:])
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every detail
+  logging.set_verbosity(logging.ERROR)  # Orbax tells every detail
   try:
     positional = _parse(values)
     if values.help:

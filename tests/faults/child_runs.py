@@ -63,6 +63,24 @@ def _child(argv: list[str], output: str, environment: dict[str, str]) -> None:
   main.run()
 
 
+PROGRAM = (sys.executable, '-m', 'experiments.main')
+
+
+def arguments(workdir: pathlib.Path, *flags: str, **changes) -> list[str]:
+  """The command line of a tiny run."""
+  argv = ['--config=configs/quickstart.py', f'--workdir={workdir}', *flags]
+  return argv + [f'--config.{k}={v}' for k, v in {**TINY, **changes}.items()]
+
+
+def environment(folder: pathlib.Path) -> dict[str, str]:
+  """What a child's environment has besides; the cache is in `folder`."""
+  return {
+    'JAX_PLATFORMS': 'cpu',
+    'XDG_CACHE_HOME': str(folder / 'cache'),
+    'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+  }
+
+
 class Server:
   """Starts children.
 
@@ -81,15 +99,13 @@ class Server:
     self._count += 1
     output = self._folder / f'output_{self._count}.txt'
     output.write_text('')
-    argv = ['--config=configs/quickstart.py', f'--workdir={workdir}', *flags]
-    argv += [f'--config.{k}={v}' for k, v in {**TINY, **changes}.items()]
-    environment = {
-      'JAX_PLATFORMS': 'cpu',
-      'XDG_CACHE_HOME': str(self._folder / 'cache'),
-      'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
-    }
     process = self._context.Process(
-      target=_child, args=(argv, str(output), environment)
+      target=_child,
+      args=(
+        arguments(workdir, *flags, **changes),
+        str(output),
+        environment(self._folder),
+      ),
     )
     process.start()
     return Run(process, output)
