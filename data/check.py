@@ -16,6 +16,8 @@ from data import command, videos
 from data.clips import Clip, Finding, Partition
 from data.errors import VideoError
 
+_FLAGS = command.new_flags()
+
 _SHORT = 2  # fewer frames have no motion
 _IMBALANCE = 10  # training clips of the largest class, to those of the smallest
 
@@ -36,7 +38,7 @@ class Media(NamedTuple):
 
 def main() -> int:
   """Prints the report of a config's data set; 2 if there are errors."""
-  opened = command.open_config()
+  opened = command.open_config(_FLAGS)
   found = examine(opened.parts)
   findings = [*opened.findings, *judge(opened.parts, found)]
   counts = command.class_counts(opened)
@@ -48,7 +50,7 @@ def main() -> int:
   if opened.data.fps:  # windows are of other frames then
     short = 0
   fatal = any(f.fatal for f in findings)
-  if command.JSON.value:
+  if _FLAGS.json:
     print(json.dumps(_tree(opened, counts, frames, short, findings), indent=2))
   else:
     print(_report(opened, counts, frames, short, findings))
@@ -230,4 +232,4 @@ def _report(
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, _FLAGS, __doc__ or '')

@@ -1,23 +1,19 @@
 """What `data.check` and `data.describe` share: flags, sides, tables."""
 
 import collections
+import io
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from data import catalogue, clips
 from data.clips import Dataset, Finding, Partition
 from data.errors import DataError
-
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, a file in configs/.', lock_config=True
-)
-JSON = flags.DEFINE_bool('json', False, 'Print JSON in place of a report.')
 
 _PROGRESS_SECONDS = 5.0
 
@@ -38,8 +34,31 @@ class Opened(NamedTuple):
   findings: list[Finding]
 
 
-def open_config() -> Opened:
+def new_flags() -> flags.FlagValues:
+  """Flags of one program: --config, --json, --help and --debug."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Recipe, a file in configs/.',
+    flag_values=values,
+    lock_config=True,
+  )
+  for name, text in (
+    ('json', 'Print JSON in place of a report.'),
+    ('help', 'Show this.'),
+    ('debug', 'Show tracebacks of user errors.'),
+  ):
+    flags.DEFINE_bool(name, False, text, flag_values=values)
+  return values
+
+
+def open_config(values: flags.FlagValues) -> Opened:
   """Reads the data set that `--config` names.
+
+  Args:
+    values: of `new_flags`, parsed.
 
   Returns:
     `Opened`.
@@ -47,10 +66,10 @@ def open_config() -> Opened:
   Raises:
     DataError: if there is no config or no data set.
   """
-  if _CONFIG.value is None:
+  if values.config is None:
     raise DataError('--config: missing; for example configs/hmdb51.py.')
   try:
-    config = _CONFIG.value
+    config = values.config
     data, seed = config.data, config.seed
     if data.name == 'composite_actions':
       raise DataError(
@@ -185,28 +204,40 @@ def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
       print(f'{what}: {done}/{total}', file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[], int]) -> None:
-  """Entry point: a user's mistake ends in one message, and exit code 2.
+def run(main: Callable[[], int], values: flags.FlagValues, doc: str) -> None:
+  """Parses the command line, runs a program, and exits.
+
+  A user's mistake ends in one message, and exit code 2.
 
   Args:
     main: the program; it returns its exit code.
+    values: its flags, of `new_flags`.
+    doc: what --help says before the flags.
   """
-
-  def parse(argv):
-    try:
-      rest = flags.FLAGS(argv)
-    except Exception as e:  # a config is code: whatever it raises is its file's
-      raise DataError(f'command line: {e}') from e
-    if len(rest) > 1:
-      raise DataError(
-        f'{rest[1]!r}: no positional arguments; write flags as --name=value.'
-      )
-    return rest
-
+  logging.set_verbosity(logging.WARNING)  # JAX tells which backends it tried
   for stream in (sys.stdout, sys.stderr):  # names of files may be no text
-    stream.reconfigure(errors='backslashreplace')
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   try:
-    app.run(lambda _: main(), flags_parser=parse)
+    _parse(values)
+    if values.help:
+      print(f'{doc}\n{values.get_help()}')
+      sys.exit(0)
+    code = main()
   except DataError as e:
+    if '--debug' in sys.argv[1:]:
+      raise
     print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    code = 2
+  sys.exit(code)
+
+
+def _parse(values: flags.FlagValues) -> None:
+  try:
+    rest = values(sys.argv)[1:]
+  except Exception as e:  # a config is code: whatever it raises is its file's
+    raise DataError(f'command line: {e}') from e
+  if rest:
+    raise DataError(
+      f'{rest[0]!r}: no positional arguments; write flags as --name=value.'
+    )

@@ -18,8 +18,12 @@ from data import command, videos
 from data.clips import Clip
 from data.errors import VideoError
 
-_ESTIMATE = flags.DEFINE_bool(
-  'estimate', True, 'Measure how long the extraction of features takes.'
+_FLAGS = command.new_flags()
+flags.DEFINE_bool(
+  'estimate',
+  True,
+  'Measure how long the extraction of features takes.',
+  flag_values=_FLAGS,
 )
 _SAMPLE = 5  # clips to measure on
 _BYTES = 2  # of a float16
@@ -27,7 +31,7 @@ _BYTES = 2  # of a float16
 
 def main() -> int:
   """Prints what a config's data set is; 0."""
-  opened = command.open_config()
+  opened = command.open_config(_FLAGS)
   every = [clip for part in opened.parts for clip in part]
   tree = {
     'data': opened.dataset.identity,
@@ -36,7 +40,7 @@ def main() -> int:
     **_headers(every),
     'video_bytes': sum(_size(clip.path) for clip in every),
   }
-  if _ESTIMATE.value and tree['frames']:
+  if _FLAGS.estimate and tree['frames']:
     from data import features  # imports JAX
 
     name, fps = opened.data.features, opened.data.fps or None
@@ -44,7 +48,7 @@ def main() -> int:
     tree['features'] = {'extractor': name} | estimate(
       features.EXTRACTORS[name](), every, total, fps
     )
-  if command.JSON.value:
+  if _FLAGS.json:
     print(json.dumps(tree, indent=2))
   else:
     print(_report(opened, tree))
@@ -178,4 +182,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, _FLAGS, __doc__ or '')

@@ -235,6 +235,14 @@ def test_the_estimate(tmp_path):
 
 
 @pytest.mark.parametrize('program', ['check', 'describe'])
+def test_help(program):
+  done = _run(program, '--help')
+  assert done.returncode == 0, done.stderr
+  assert f'python -m data.{program} --config=FILE' in done.stdout
+  assert '--[no]json' in done.stdout
+
+
+@pytest.mark.parametrize('program', ['check', 'describe'])
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
