@@ -603,7 +603,7 @@ def _backward(steps: _Steps, remat, residuals, cotangents):
   perturbed, consts, inputs, keys, order, saved = residuals
   d_carry, d_outputs = cotangents
   d_carry = [
-    jnp.zeros(d.shape, d.dtype) if type(d) is SymbolicZero else d
+    jnp.zeros(v.aval.shape, v.aval.dtype) if type(d) is SymbolicZero else d
     for d, v in zip(d_carry, steps.carry)
     if _is_float(v)
   ]
