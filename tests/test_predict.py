@@ -128,7 +128,7 @@ def _softmax(logits):
 @pytest.mark.parametrize('num_frames', [1, 40])
 @pytest.mark.parametrize('name', ['hm_gumbel_adaptive', 'softmax_regression'])
 def test_a_stream_is_the_whole_video_at_once(name, num_frames):
-  run = _untrained(**{'model.name': name})
+  run = _untrained(**{'model.name': name, 'model.initial_state': 'zeros'})
   recogniser = VideoRecogniser(run, Stub())
   x = _features(num_frames)
   whole = jax.device_get(

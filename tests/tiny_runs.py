@@ -9,6 +9,7 @@ from experiments import config as config_lib
 from experiments import datasets, train, workdir
 from experiments.checkpoint import Checkpoints
 from experiments.reporting import RunLog
+from experiments.stopping import Stop
 
 TINY = {
   'data.num_train': 24,
@@ -38,6 +39,7 @@ def tiny_config(recipe=quickstart, **changes):
 def untrained_in(directory: pathlib.Path, config) -> pathlib.Path:
   """A run that stands at its first parameters: all that programs read."""
   splits = datasets.load(config)
+  directory.mkdir(parents=True, exist_ok=True)
   workdir.claim(directory, config, splits)
   shape = splits.train.feature_shape
   model = train.make_model(config, len(splits.train.class_names), shape)
@@ -53,6 +55,7 @@ def untrained_in(directory: pathlib.Path, config) -> pathlib.Path:
 def train_in(directory: pathlib.Path, config) -> pathlib.Path:
   """Trains as `experiments.main` does, on one device."""
   splits = datasets.load(config)
+  directory.mkdir(parents=True, exist_ok=True)
   workdir.claim(directory, config, splits)
   mesh = jax.make_mesh(
     (1,),
@@ -62,8 +65,10 @@ def train_in(directory: pathlib.Path, config) -> pathlib.Path:
   )
   checkpoints = Checkpoints(directory, config.checkpoint.keep)
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
-  train.run(config, splits, mesh, checkpoints, log)
-  text, scores = train.final_evaluation(config, splits, checkpoints, log)
+  train.run(config, splits, mesh, checkpoints, log, Stop())
+  text, scores = train.final_evaluation(
+    config, splits, checkpoints, log, Stop()
+  )
   workdir.finish(directory, scores, text)
   log.close()
   checkpoints.close()
