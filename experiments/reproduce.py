@@ -522,7 +522,7 @@ def _time(seconds: float) -> str:
 
 
 def _run(command: Sequence[str], log: pathlib.Path) -> str:
-  """Runs a program; '' or the last line of what it said before it failed."""
+  """Runs a program; '' or what it said of its failure."""
   log.parent.mkdir(parents=True, exist_ok=True)
   paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
@@ -537,12 +537,17 @@ def _run(command: Sequence[str], log: pathlib.Path) -> str:
     code = _wait(process)
   if code == 0:
     return ''
-  lines = log.read_text(errors='replace').strip().splitlines()
+  said = _last_words(log.read_text(errors='replace'))
   if code == _USER_ERROR:
-    starts = [i for i, line in enumerate(lines) if line.startswith('error: ')]
-    said = '\n'.join(lines[starts[-1] :]) if starts else '\n'.join(lines[-5:])
-    raise HmanError(said.removeprefix('error: '))
-  return f'exit code {code}: {lines[-1] if lines else "no word"} (see {log})'
+    raise HmanError(said)
+  return f'exit code {code}: {said.splitlines()[0]} (see {log})'
+
+
+def _last_words(text: str) -> str:
+  """The message of an error of ours, or the last line."""
+  _, found, message = ('\n' + text).rpartition('\nerror: ')
+  lines = text.strip().splitlines() or ['no word']
+  return message.strip() if found else lines[-1]
 
 
 def _wait(process: subprocess.Popen) -> int:

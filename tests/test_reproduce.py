@@ -351,6 +351,11 @@ def test_failures_are_told(tmp_path):
   log = tmp_path / 'logs' / 'x.log'
   said = reproduce._run(['no_such_module'], log)
   assert said.startswith('exit code 1: ') and 'no_such_module' in said
+  assert reproduce._last_words('step 1\nerror: a\nerror: b\n  c\n') == (
+    'b\n  c'
+  )
+  assert reproduce._last_words('x\ny: ValueError\n') == 'y: ValueError'
+  assert reproduce._last_words('') == 'no word'
   with pytest.raises(HmanError, match='holds no run'):
     reproduce._run(['experiments.evaluate', '--workdir=none'], log)
 
