@@ -404,7 +404,7 @@ def _memory(num_steps, **options):
     return jnp.sum(carry)
 
   args = w, jnp.ones((16, 16)), jnp.ones((16, num_steps, 1))
-  compiled = jax.jit(jax.grad(loss)).lower(*args).compile()
+  compiled = jax.jit(jax.grad(loss)).lower(*args).compile(_QUICK)
   return compiled.memory_analysis().temp_size_in_bytes
 
 
