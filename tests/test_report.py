@@ -297,6 +297,7 @@ def test_clips_agree_with_the_evaluation(material, predictions):
     assert view.predicted == view.scores.argmax()
 
 
+@pytest.mark.slow
 def test_draws_of_boundaries_are_averaged(workdir):
   changes = {'eval.boundary_mode': 'sample', 'eval.num_samples': 2}
   material = report.collect(workdir, 99, changes)

@@ -20,6 +20,7 @@ from data.pipeline import train_batches
 from experiments import config as config_lib
 from experiments import datasets, evaluation, train
 from experiments.checkpoint import Checkpoints
+from experiments.errors import NonFiniteError
 from experiments.reporting import RunLog
 from experiments.stopping import Stop
 
@@ -153,21 +154,104 @@ def test_presets_train_and_are_scored(name):
 @pytest.mark.parametrize(
   'options',
   [
-    {'model.boundary': 'straight_through'},
-    {'model.boundary': 'soft'},
-    {'model.head': 'gated_embedding', 'model.layer_norm': True},
-    {'model.top_detector': False, 'model.copied_boundary': 'zero'},
-    {'model.attention': 'reinforce', 'loss.rewards_to_go': True},
-    {'model.attention': 'reinforce', 'loss.num_samples': 3},
-    {'loss.label_smoothing': 0.1, 'train.optimizer': 'adam'},
-    {'train.schedule': 'step', 'train.warmup_steps': 2},
-    {'eval.boundary_mode': 'sample', 'eval.num_samples': 2},
-    {'model.boundary': 'fixed', 'model.boundary_period': 2},
+    {
+      'model.boundary': 'straight_through',
+      'model.head': 'gated_embedding',
+      'model.layer_norm': True,
+      'loss.label_smoothing': 0.1,
+      'train.optimizer': 'adam',
+    },
+    {
+      'model.boundary': 'soft',
+      'model.top_detector': False,
+      'model.copied_boundary': 'zero',
+      'train.schedule': 'step',
+      'train.warmup_steps': 2,
+      'model.global_context': True,
+    },
+    {
+      'model.attention': 'reinforce',
+      'loss.rewards_to_go': True,
+      'loss.num_samples': 3,
+      'eval.boundary_mode': 'sample',
+      'eval.num_samples': 2,
+    },
+    {
+      'model.boundary': 'fixed',
+      'model.boundary_period': 2,
+      'model.feature_norm': 'layer',
+    },
   ],
 )
 def test_options_train(options):
   state, metrics = _run(_config(**options), 1)
   chex.assert_tree_all_finite((state.params, metrics))
+
+
+def test_parts_of_a_batch_are_the_batch():
+  """Noise is drawn by row; only the rates' penalty is of a part."""
+  changes = {'model.dropout': 0.2, 'loss.boundary_rate_weight': 0.0}
+  whole, metrics = _run(_config(**changes), 1)
+  for devices in (1, 2):
+    parts, other = _run(
+      _config(**changes, **{'train.accumulate_steps': 4}), devices
+    )
+    chex.assert_trees_all_close(parts.params, whole.params, atol=1e-5)
+    chex.assert_trees_all_close(other['loss'], metrics['loss'], atol=1e-5)
+
+
+def test_the_average_of_the_parameters():
+  config = _config(**{'train.ema_decay': 0.75})
+  state, step, batches = _setup(config)
+  step, key = jax.jit(step), jax.random.key(0)
+  average = jax.tree.map(np.asarray, state.params)
+  for batch in batches:
+    state, _ = step(state, batch, key)
+    average = jax.tree.map(
+      lambda a, p: 0.75 * a + 0.25 * np.asarray(p), average, state.params
+    )
+  chex.assert_trees_all_close(state.averaged, average, atol=1e-6)
+  assert state.evaluated() is state.averaged
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing(value):
+  state, step, (batch, *_) = _setup(_config(**{'train.ema_decay': 0.5}))
+  features = batch['features'].astype(np.float32)
+  features[3] = value
+  step, key = jax.jit(step), jax.random.key(0)
+  after, metrics = step(state, {**batch, 'features': features}, key)
+  assert float(metrics['nonfinite']) == 1.0
+  assert (int(after.step), int(after.skipped)) == (1, 1)
+  same = lambda s: (s.params, s.opt_state, s.baseline, s.averaged)
+  chex.assert_trees_all_equal(same(after), same(state))
+  good, metrics = step(after, batch, key)
+  assert float(metrics['nonfinite']) == 0.0
+  assert (int(good.step), int(good.skipped)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+  ('mode', 'allowed', 'ends'),
+  [('stop', 10, True), ('skip', 0, True), ('skip', 2, False)],
+)
+def test_what_is_not_finite_ends_a_run_or_is_skipped(
+  mode, allowed, ends, capsys
+):
+  config = _config(**{'train.on_nonfinite': mode, 'train.max_skipped': allowed})
+  watch = train._Watch(config.train, _source())
+  bad = {'nonfinite': 1.0, 'skipped': 1}
+  watch.add(7, bad, {'clip': np.array([2, 0])})
+  names = [_source().clip_names[i] for i in (2, 0)]
+  if ends:
+    with pytest.raises(NonFiniteError) as error:
+      watch.check()
+    message = str(error.value)
+  else:
+    watch.check()
+    message = capsys.readouterr().out
+    assert 'skipped (1 of 2)' in message
+  assert 'step 7: the loss or its gradient is not finite' in message
+  assert ', '.join(names) in message
 
 
 def test_the_baseline_moves_and_the_rate_penalty_pulls():

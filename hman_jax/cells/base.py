@@ -113,10 +113,9 @@ def gate_kernel(key: Key, rows: int, size: int, dtype) -> Array:
 def recurrent_kernel(key: Key, size: int, dtype) -> Array:
   """Four orthogonal blocks `[size, 4 * size]`."""
   orthogonal = jax.nn.initializers.orthogonal()
-  blocks = [
-    orthogonal(k, (size, size), dtype) for k in jax.random.split(key, 4)
-  ]
-  return jnp.concatenate(blocks, axis=1)
+  wide = jnp.promote_types(dtype, jnp.float32)  # LAPACK knows no bfloat16
+  blocks = [orthogonal(k, (size, size), wide) for k in jax.random.split(key, 4)]
+  return jnp.concatenate(blocks, axis=1).astype(dtype)
 
 
 def gate_bias(size: int, forget_bias: float, dtype) -> Array:
