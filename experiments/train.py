@@ -541,7 +541,9 @@ def final_evaluation(
     notes.append(
       f'{int(state.skipped)} steps were skipped: loss or gradient not finite.'
     )
-  notes += [f'WARNING: {line}' for line in evaluation.dead_layers(test)]
+  if config.model.boundary != 'fixed':
+    dead = evaluation.dead_layers(test)
+    notes += [f'WARNING: {line}' for line in dead]
   title = (
     f'{config.model.name} on {config.data.name}, {len(splits.test)} test clips'
   )

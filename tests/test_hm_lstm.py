@@ -389,9 +389,15 @@ def _surrogate_loss(cell, params, x, readout, noise, base, slope):
   'options',
   [
     {'boundary': 'gumbel'},
-    {'boundary': 'gumbel', 'copied_boundary': 'zero', 'temperature': 1.0},
+    pytest.param(
+      {'boundary': 'gumbel', 'copied_boundary': 'zero', 'temperature': 1.0},
+      marks=pytest.mark.slow,
+    ),
     {'boundary': 'straight_through'},
-    {'boundary': 'straight_through', 'top_detector': False},
+    pytest.param(
+      {'boundary': 'straight_through', 'top_detector': False},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_straight_through_gradient_equals_finite_differences(options):

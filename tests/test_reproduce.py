@@ -402,6 +402,7 @@ def test_the_program_runs_what_is_missing_only(tmp_path, monkeypatch, capsys):
     assert (tmp_path / name).read_text()
 
 
+@pytest.mark.slow
 def test_sampled_evaluation_of_a_finished_run(
   tiny_workdir, tmp_path, monkeypatch, capsys
 ):

@@ -12,6 +12,7 @@ _TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ratios_are_written_and_printed(tmp_path, capsys):
   path = tmp_path / 'result.json'
   train_step.main([*_TINY, '--clock=cpu', f'--json={path}'])
