@@ -54,19 +54,8 @@ _OUT = flags.DEFINE_string(
   '(evaluation_validation.json for --split=validation).',
   flag_values=FLAGS,
 )
-_CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint',
-  'best',
-  ['best', 'latest'],
-  'The best on validation, or the latest.',
-  flag_values=FLAGS,
-)
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Where the data are, if moved.', flag_values=FLAGS
-)
-_FEATURES_DIR = flags.DEFINE_string(
-  'features_dir', None, 'Store of features, if moved.', flag_values=FLAGS
-)
+program.define_checkpoint(FLAGS)
+program.define_moved_data(FLAGS)
 _NUM_CONFUSIONS = 5
 
 

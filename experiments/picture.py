@@ -21,9 +21,7 @@ _OUT = flags.DEFINE_string(
 _CLIP = flags.DEFINE_integer(
   'clip', 0, 'Which test clip.', lower_bound=0, flag_values=FLAGS
 )
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Where the data are, if moved.', flag_values=FLAGS
-)
+program.define_moved_data(FLAGS)
 
 
 def main(positional: list[str]) -> None:
@@ -39,7 +37,7 @@ def main(positional: list[str]) -> None:
   from experiments import clips, evaluate, figures, trained
 
   run = trained.read(
-    workdir, changes=evaluate.data_changes(FLAGS.data_root, None)
+    workdir, changes=evaluate.data_changes(FLAGS.data_root, FLAGS.features_dir)
   )
   source = run.open_data().test
   if FLAGS.clip >= len(source):

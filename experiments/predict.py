@@ -49,13 +49,7 @@ _STATE = flags.DEFINE_enum(
   'average, as experiments.evaluate does.',
   flag_values=FLAGS,
 )
-_CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint',
-  'best',
-  ['best', 'latest'],
-  'The best on validation, or the latest.',
-  flag_values=FLAGS,
-)
+program.define_checkpoint(FLAGS)
 _FPS = flags.DEFINE_float(
   'fps',
   25.0,

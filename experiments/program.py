@@ -23,6 +23,27 @@ def new_flags() -> flags.FlagValues:
   return values
 
 
+def define_checkpoint(values: flags.FlagValues) -> None:
+  """--checkpoint: which state of a trained run."""
+  flags.DEFINE_enum(
+    'checkpoint',
+    'best',
+    ['best', 'latest'],
+    'The best on validation, or the latest.',
+    flag_values=values,
+  )
+
+
+def define_moved_data(values: flags.FlagValues) -> None:
+  """--data_root and --features_dir: where the data of a run are by now."""
+  flags.DEFINE_string(
+    'data_root', None, 'Where the data are, if moved.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'features_dir', None, 'Store of features, if moved.', flag_values=values
+  )
+
+
 def run(
   main: Callable[[list[str]], int | None], values: flags.FlagValues, doc: str
 ) -> None:

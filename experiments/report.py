@@ -38,12 +38,7 @@ _CLIPS = flags.DEFINE_integer(
 _FIGURES = flags.DEFINE_string(
   'figures', None, 'Folder for .png and .pdf files.', flag_values=FLAGS
 )
-_DATA_ROOT = flags.DEFINE_string(
-  'data_root', None, 'Where the data are, if moved.', flag_values=FLAGS
-)
-_FEATURES_DIR = flags.DEFINE_string(
-  'features_dir', None, 'Store of features, if moved.', flag_values=FLAGS
-)
+program.define_moved_data(FLAGS)
 
 MAX_BYTES = 20_000_000  # of the page
 _MARGIN = 2_000  # what a clip's picture adds in JSON around its bytes

@@ -193,7 +193,7 @@ SPECS: dict[str, Spec] = {
     'Composite actions (generated), accuracy', 'quickstart', _by_scorer()
   ),
   'jhmdb': Spec(
-    'J-HMDB clips, accuracy', 'hmdb51', _presets(), splits=(1, 2, 3)
+    'J-HMDB clips, accuracy', 'jhmdb', _presets(), splits=(1, 2, 3)
   ),
   'ablations': Spec(
     'Ablations on composite actions (generated), accuracy',

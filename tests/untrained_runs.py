@@ -6,10 +6,8 @@ import pathlib
 import jax
 
 from configs import quickstart
-from experiments import datasets, train, workdir
-from experiments.checkpoint import Checkpoints
 
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, untrained_in
 
 NUM_STEPS = 6
 
@@ -25,22 +23,7 @@ def make(directory: pathlib.Path, recipe=quickstart, **changes) -> pathlib.Path:
   Returns:
     The directory.
   """
-  config = tiny_config(recipe, **changes)
-  splits = datasets.load(config)
-  directory.mkdir()
-  workdir.claim(directory, config, splits)
-  model = train.make_model(
-    config, len(splits.test.class_names), splits.test.feature_shape
-  )
-  state = train.init_state(
-    config,
-    model,
-    train.make_optimizer(config.train),
-    splits.test.feature_shape,
-  )
-  checkpoints = Checkpoints(directory, config.checkpoint.keep)
-  checkpoints.save_best(NUM_STEPS, state, 0.5)
-  checkpoints.close()
+  untrained_in(directory, tiny_config(recipe, **changes))
   lines = [json.dumps(record) + '\n' for record in records()]
   (directory / 'metrics.jsonl').write_text(''.join(lines))
   return directory
