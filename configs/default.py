@@ -104,6 +104,8 @@ def get_config() -> ml_collections.ConfigDict:
   train.on_nonfinite = 'stop'
   train.max_skipped = 10
   train.accumulate_steps = 1  # parts of a batch that are computed in turn
+  # Devices that share one copy of the large matrices (experiments/sharding.py)
+  train.model_devices = 1
   train.ema_decay = 0.0  # of the parameters that are evaluated; 0: none
   train.eval_every = 500  # steps between evaluations on validation
   train.log_every = 20  # steps between records in metrics.jsonl

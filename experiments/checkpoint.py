@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import integrity
+from experiments import distributed, integrity
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 
 FORMAT = 1
@@ -122,10 +122,11 @@ class Checkpoints:
           ) from e
         aside = self._set_aside(path)
         self._latest.reload()
-        print(f'WARNING: {what}; set aside as {aside}', flush=True)
+        if distributed.is_first():
+          print(f'WARNING: {what}; set aside as {aside}', flush=True)
         damaged.append(step)
         continue
-      if damaged:
+      if damaged and distributed.is_first():
         print(f'WARNING: going on from step {step}', flush=True)
       return state
     if damaged:
@@ -160,6 +161,11 @@ class Checkpoints:
     )
 
   def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
+    """Process 0 moves a damaged state away; all call it."""
+    aside = self._move_aside(path) if distributed.is_first() else ''
+    return pathlib.Path(distributed.from_first(str(aside)))
+
+  def _move_aside(self, path: pathlib.Path) -> pathlib.Path:
     folder = self._workdir / 'damaged'
     number = 0
     name = f'{path.parent.name}_{path.name}'
@@ -226,7 +232,9 @@ class _Directory:
         force=True,
       )
       self._manager.wait_until_finished()
-      integrity.write_manifest(self.path / str(step))
+      if distributed.is_first():
+        integrity.write_manifest(self.path / str(step))
+      distributed.wait()
       self.restore(step, state, None)
     except Exception as e:  # Orbax and TensorStore raise what they like
       raise StorageError(self._no_room(step, needed, e)) from e
@@ -257,7 +265,8 @@ class _Directory:
       state = self._manager.restore(step, args=args).state
     except Exception as e:
       raise _DamagedError(_first_line(e)) from e
-    wrong = integrity.damaged_arrays(state, record)
+    found = distributed.exchange(integrity.damaged_arrays(state, record))
+    wrong = sorted(set().union(*found))
     if wrong:
       more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
       raise _DamagedError(f'wrong checksum: {", ".join(wrong[:3])}{more}')
@@ -266,7 +275,9 @@ class _Directory:
   def record(self, step: int) -> integrity.Record:
     """The record of a state; damaged unless sealed and of this step."""
     # Orbax never sees a file that is not as it was written.
-    wrong = integrity.damaged_files(self.path / str(step))
+    path = self.path / str(step)
+    wrong = integrity.damaged_files(path) if distributed.is_first() else ''
+    wrong = distributed.from_first(wrong)
     if wrong:
       raise _DamagedError(wrong)
     args = ocp.args.Composite(integrity=ocp.args.JsonRestore())

@@ -185,6 +185,7 @@ FIELDS: dict[str, Field] = {
   'train.on_nonfinite': _choice('stop', 'skip'),
   'train.max_skipped': _count(0),
   'train.accumulate_steps': _count(),
+  'train.model_devices': _count(),
   'train.ema_decay': _RATE,
   'train.eval_every': _count(),
   'train.log_every': _count(),
@@ -206,6 +207,7 @@ RESUMABLE = (
   'eval.batch_size',
   'train.log_every',
   'train.log_seconds',
+  'train.model_devices',
 )
 
 

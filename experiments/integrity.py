@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hman_jax import __version__
 
@@ -24,9 +25,21 @@ _MANIFEST = 'manifest.json'
 
 
 def arrays_of(state: Any) -> dict[str, np.ndarray]:
-  """The arrays of a state on the host, by their path in it."""
-  leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
+  """The arrays of a state on the host, by their path in it.
+
+  Called by all processes, if some hold parts of an array only.
+  """
+  leaves, _ = jax.tree.flatten_with_path(jax.tree.map(_whole, state))
+  leaves = jax.device_get(leaves)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def _whole(x):
+  """An array that this process has all of."""
+  is_here = not isinstance(x, jax.Array) or x.is_fully_addressable
+  if is_here or x.is_fully_replicated:
+    return x
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def make(step: int, state: Any, fingerprint: Mapping[str, Any]) -> Record:

@@ -148,6 +148,26 @@ class RunLog:
     return {(record['mode'], record['step']) for record in records}
 
 
+class SilentLog(RunLog):
+  """Says and writes nothing: of all processes of a run but the first."""
+
+  def begin(self, step: int, num_steps: int, batch_size: int) -> None:
+    """Knows of no records."""
+    self._done = set()
+
+  def step(
+    self, step: int, metrics: Mapping, *, epoch, lr, data_time: float
+  ) -> None:
+    """Drops them."""
+
+  def evaluation(self, step: int, split: str, scores: Mapping) -> None:
+    """Drops them."""
+
+  def last_train(self) -> dict[str, float]:
+    """Nothing."""
+    return {}
+
+
 def _step_of(line: str) -> float:
   try:
     record = json.loads(line)

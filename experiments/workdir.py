@@ -19,7 +19,7 @@ from experiments.errors import StorageError, WorkdirError
 
 _CONFIG, _DATA, _LABELS = 'config.json', 'data.json', 'label_map.txt'
 _METRICS, _TABLE = 'metrics.json', 'table.txt'
-_LOCK = '.lock'
+LOCK = '.lock'
 
 
 def default(recipe: str) -> pathlib.Path:
@@ -38,7 +38,7 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     StorageError: naming the owner if there is one; or nothing can be written.
   """
-  path = workdir / _LOCK
+  path = workdir / LOCK
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     file = path.open('a+')
