@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import distributed, integrity
+from experiments import distributed, integrity, storage
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 
 FORMAT = 1
@@ -237,7 +237,13 @@ class _Directory:
       distributed.wait()
       self.restore(step, state, None)
     except Exception as e:  # Orbax and TensorStore raise what they like
-      raise StorageError(self._no_room(step, needed, e)) from e
+      raise storage.refusal(
+        self.path.parent,
+        f'{self.path}: the checkpoint of step {step}',
+        _first_line(e),
+        round(_ROOM * needed),
+        leave_out=step,
+      ) from e
 
   def restore(self, step: int, like: Any, fingerprint: Mapping | None) -> Any:
     """Reads a state and proves it."""
@@ -299,19 +305,6 @@ class _Directory:
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.close()
-
-  def _no_room(self, step: int, needed: int, error: Exception) -> str:
-    good = [s for s in self.steps() if s != step]
-    try:
-      free = f'{shutil.disk_usage(self.path).free / 1e6:.1f} MB are free'
-    except OSError:
-      free = 'free space unknown'
-    return (
-      f'{self.path}: the checkpoint of step {step} cannot be written '
-      f'({_first_line(error)}). It needs {_ROOM * needed / 1e6:.1f} MB; '
-      f'{free}. Last good step: {good[-1] if good else "none"}. Mend this and '
-      'run the same command to go on from there.'
-    )
 
 
 def _as_number(x: np.ndarray) -> np.ndarray:

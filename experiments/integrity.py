@@ -8,7 +8,6 @@ word; here they are found.
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import storage
 from hman_jax import __version__
 
 Record = dict[str, Any]
@@ -141,12 +141,10 @@ def write_manifest(directory: pathlib.Path) -> None:
   """
   files = _files(directory)
   manifest = {'files': {name: _digest(directory / name) for name in files}}
-  temporary = directory / f'{_MANIFEST}.tmp'
-  temporary.write_text(json.dumps({**manifest, _SEAL: _seal(manifest)}))
-  for path in (temporary, *directory.rglob('*'), directory, directory.parent):
-    _sync(path)
-  temporary.replace(directory / _MANIFEST)
-  _sync(directory)
+  for path in (*directory.rglob('*'), directory, directory.parent):
+    storage.sync(path)
+  text = json.dumps({**manifest, _SEAL: _seal(manifest)})
+  storage.write_whole(directory / _MANIFEST, text)
 
 
 def damaged_files(directory: pathlib.Path) -> str:
@@ -174,7 +172,7 @@ def damaged_files(directory: pathlib.Path) -> str:
 
 
 def _files(directory: pathlib.Path) -> list[str]:
-  ours = (_MANIFEST, f'{_MANIFEST}.tmp')
+  ours = (_MANIFEST, f'.{_MANIFEST}.tmp')
   return sorted(
     str(path.relative_to(directory))
     for path in directory.rglob('*')
@@ -185,11 +183,3 @@ def _files(directory: pathlib.Path) -> list[str]:
 def _digest(path: pathlib.Path) -> str:
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

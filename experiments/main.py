@@ -8,8 +8,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import config as config_lib
-from experiments import distributed
-from experiments.errors import HmanError, StoppedRun
+from experiments import distributed, storage
+from experiments.errors import HmanError, StoppedRun, StorageError
+from experiments.stopping import Stop
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Recipe, a file in configs/.', lock_config=True
@@ -75,16 +76,15 @@ def main(argv: list[str]) -> None:
   )
 
   # Imported late: a mistake in a flag is told before JAX starts.
-  from experiments import workdir
-  from experiments.stopping import Stop
-
   distributed.start(place, _WATCHDOG.value)
   stop = Stop()
   stop.install()
+  from experiments import workdir
+
   allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
   _check_same_program(config, allowed)
   default = _WORKDIR.value or str(workdir.default(_recipe()))
-  directory = pathlib.Path(distributed.from_first(default))
+  directory = pathlib.Path(distributed.from_first(default)).expanduser()
   first = distributed.is_first()
   if first:
     workdir.check(directory, config, allowed)
@@ -210,6 +210,15 @@ def run() -> None:
     code = getattr(e, 'exit_code', 2)
     distributed.leave(code, str(e))
     sys.exit(code)
+  except OSError as e:
+    # As where the screen is a file on the disk that is full.
+    if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
+      raise
+    with contextlib.suppress(OSError):
+      print(f'error: {e}', file=sys.stderr)
+    sys.stdout = None  # holds what cannot be written
+    distributed.leave(StorageError.exit_code, str(e))
+    sys.exit(StorageError.exit_code)
   except Exception as e:
     if distributed.count() == 1:
       raise

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from types import FrameType
+import threading
 
 from experiments import distributed
 from experiments.errors import StoppedRun
@@ -29,9 +29,17 @@ class Stop:
     self.agreed: int | None = None
 
   def install(self) -> None:
-    """Takes over the signals of this process; main thread only."""
+    """Takes over the signals of this process; main thread only.
+
+    A thread looks at them: Python's handlers wait for the main thread, which
+    may be compiling for minutes.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
-      signal.signal(number, self._note)
+      signal.signal(number, lambda *_: None)
+    threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
 
   def requested(self) -> bool:
     """Whether a signal came."""
@@ -48,11 +56,15 @@ class Stop:
     self.agreed = max(distributed.exchange(self.signal or 0)) or None
     self.check()
 
-  def _note(self, number: int, frame: FrameType | None) -> None:
-    del frame
+  def _watch(self, reader: int) -> None:
+    while True:
+      for number in os.read(reader, 1):
+        if number in SIGNALS:
+          self._note(number)
+
+  def _note(self, number: int) -> None:
     if self.signal is not None:
       os._exit(128 + number)
     self.signal = number
     name = signal.Signals(number).name
-    # print() is not safe in a handler: it may interrupt another print().
     os.write(2, f'\n{name}: stopping; again to stop at once\n'.encode())

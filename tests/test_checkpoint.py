@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoint, integrity
+from experiments import checkpoint, integrity, storage
 from experiments.checkpoint import Checkpoints
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r'step 2 cannot.*Last good step: 1'):
       checkpoints.save(2, _state(2))
     monkeypatch.undo()
-    monkeypatch.setattr(integrity.os, 'fsync', _no_space)
+    monkeypatch.setattr(storage.os, 'fsync', _no_space)
     with pytest.raises(StorageError, match='No space left'):
       checkpoints.save(2, _state(2))
     monkeypatch.undo()
