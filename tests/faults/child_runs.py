@@ -2,7 +2,8 @@
 
 A fork server imports everything once, and what is compiled is kept, so that a
 child costs a second or two. It has file_faults.c loaded, which does nothing
-unless a child is given FAULT_ROOT. HMAN_LIMIT_S is how long a child may take.
+unless a child is given FAULT_ROOT. HMAN_LIMIT_S is how long a child may take
+(default 900); HMAN_FAULT_CACHE is a folder that keeps compiled programs.
 """
 
 import json
@@ -92,7 +93,8 @@ class Server:
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
     self._count = 0
-    self.cache = folder / 'cache'
+    kept = os.environ.get('HMAN_FAULT_CACHE')
+    self.cache = pathlib.Path(kept) if kept else folder / 'cache'
     self._results: dict[str, dict] = {}
     self._context = multiprocessing.get_context('forkserver')
     self._context.set_forkserver_preload(list(PRELOADED))
@@ -176,6 +178,10 @@ class Run:
     self._output = output
     self.pid: int = process.pid
 
+  def is_alive(self) -> bool:
+    """Whether it still runs."""
+    return self._process.is_alive()
+
   def output(self) -> str:
     """What it has written so far."""
     return self._output.read_text()
@@ -188,7 +194,7 @@ class Run:
     """Waits until a condition on the run holds; False if it ended before."""
     end = time.monotonic() + _LIMIT_S
     while not condition(self):
-      if not self._process.is_alive():
+      if not self.is_alive():
         return False
       assert time.monotonic() < end, self.output()
       time.sleep(0.005)

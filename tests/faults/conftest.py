@@ -1,7 +1,8 @@
 """One fork server for all fault tests of a process."""
 
-import child_runs
 import pytest
+
+import child_runs
 
 
 @pytest.fixture(scope='session')
