@@ -541,6 +541,11 @@ def final_evaluation(
     notes.append(
       f'{int(state.skipped)} steps were skipped: loss or gradient not finite.'
     )
+  if splits.skipped:
+    notes.append(
+      f'{len(splits.skipped)} clips were skipped, their videos being bad: '
+      f'{", ".join(splits.skipped)}'
+    )
   if config.model.boundary != 'fixed':
     dead = evaluation.dead_layers(test)
     notes += [f'WARNING: {line}' for line in dead]
