@@ -19,6 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
   data.root = ''  # folder with the videos and the split lists
   data.features = 'efficientnet_lite0'  # feature extractor of videos
   data.features_dir = ''  # store of features; '' is ~/.cache/hman_jax/features
+  # Of features on disk: float16, or int8 with a scale for each channel
+  data.store_dtype = 'float16'
+  # Videos that cannot be decoded: error (all of them are named), or skip
+  data.on_bad_video = 'error'
   # Lists of video_folder: files of lines "path label", paths below data.root;
   # '' is none: class folders, or no such side
   data.train_list = ''

@@ -122,6 +122,8 @@ FIELDS: dict[str, Field] = {
   'data.root': Field(str),
   'data.features': _choice('efficientnet_lite0'),
   'data.features_dir': Field(str),
+  'data.store_dtype': _choice('float16', 'int8'),
+  'data.on_bad_video': _choice('error', 'skip'),
   'data.train_list': Field(str),
   'data.validation_list': Field(str),
   'data.test_list': Field(str),

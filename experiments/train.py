@@ -331,10 +331,18 @@ class _Watch:
     train: config.train.
     source: the training clips, for their names.
     stop: told of a signal to any process.
+    latest_step: asks for the step of the last checkpoint.
   """
 
-  def __init__(self, train: ml_collections.ConfigDict, source, stop: Stop):
+  def __init__(
+    self,
+    train: ml_collections.ConfigDict,
+    source,
+    stop: Stop,
+    latest_step: Callable[[], int | None],
+  ):
     self._train, self._source, self._stop = train, source, stop
+    self._latest_step = latest_step
     self._pending: tuple | None = None
 
   def add(self, step: int, metrics: dict, batch: pipeline.Batch) -> None:
@@ -363,8 +371,8 @@ class _Watch:
       print(f'WARNING: {what}; skipped ({int(skipped)} of {allowed})')
       return
     raise NonFiniteError(
-      f'{what}. Nothing of this step is kept, and the checkpoint before it is '
-      'whole. Look for damaged features among these clips; else try a smaller '
+      f'{what}. Nothing of this step is kept; last good checkpoint: step '
+      f'{self._latest_step()}. Look for damaged features among these clips; else try a smaller '
       'config.train.learning_rate or config.train.clip_norm, or '
       'config.train.on_nonfinite=skip (with a larger config.train.max_skipped).'
     )
@@ -430,7 +438,7 @@ def run(
     num_shards=distributed.count(),
     shard=distributed.index(),
   )
-  watch = _Watch(train, splits.train, stop)
+  watch = _Watch(train, splits.train, stop, checkpoints.latest_step)
   step = start
   try:
     while True:
@@ -536,6 +544,11 @@ def final_evaluation(
   if int(state.skipped):
     notes.append(
       f'{int(state.skipped)} steps were skipped: loss or gradient not finite.'
+    )
+  if splits.skipped:
+    notes.append(
+      f'{len(splits.skipped)} clips were skipped, their videos being bad: '
+      f'{", ".join(splits.skipped)}'
     )
   if config.model.boundary != 'fixed':
     dead = evaluation.dead_layers(test)

@@ -111,7 +111,7 @@ def fingerprint(
 
   Returns:
     Fields of the config that change numbers, the class names, the digest of
-    the data's identity.
+    the data's identity, the clips left out of them.
   """
   fields = config_lib.flatten(config.to_dict())
   identity = _json(_identity(splits)).encode()
@@ -123,11 +123,13 @@ def fingerprint(
     },
     'class_names': list(splits.train.class_names),
     'data': hashlib.sha256(identity).hexdigest(),
+    'skipped_clips': list(splits.skipped),
   }
 
 
 def _identity(splits: Splits) -> dict:
   sources = splits._asdict()
+  del sources['skipped']  # the sources' identities say it
   identity = {
     'preprocessing': sources.pop('preprocessing'),
     'feature_shape': list(splits.train.feature_shape),

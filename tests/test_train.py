@@ -250,7 +250,7 @@ def test_what_is_not_finite_ends_a_run_or_is_skipped(
   mode, allowed, ends, capsys
 ):
   config = _config(**{'train.on_nonfinite': mode, 'train.max_skipped': allowed})
-  watch = train._Watch(config.train, _source(), Stop())
+  watch = train._Watch(config.train, _source(), Stop(), lambda: 5)
   bad = {'nonfinite': 1.0, 'skipped': 1}
   watch.add(7, bad, {'clip': np.array([2, 0])})
   names = [_source().clip_names[i] for i in (2, 0)]
@@ -258,6 +258,7 @@ def test_what_is_not_finite_ends_a_run_or_is_skipped(
     with pytest.raises(NonFiniteError) as error:
       watch.check()
     message = str(error.value)
+    assert 'last good checkpoint: step 5' in message
   else:
     watch.check()
     message = capsys.readouterr().out
