@@ -69,9 +69,12 @@ def test_two_processes_are_one_run(one, two, folder, tmp_path, capsys):
     print(f'\n2 processes: within {apart:.1e} of one; twice: the same bits')
 
 
-def test_four_processes_are_one_run(one, folder, tmp_path, capsys):
-  peer_runs.finish(folder, tmp_path / 'run', 4)
-  apart = _close(tmp_path / 'run', one)
+def test_four_processes_are_one_run(folder, tmp_path, capsys):
+  """Of a network that draws boundaries and looks, with REINFORCE's baseline."""
+  model = {'model.name': 'hm_reinforce', 'model.num_layers': 2}
+  for count in (1, 4):
+    peer_runs.finish(folder, tmp_path / f'run_{count}', count, **model)
+  apart = _close(tmp_path / 'run_4', tmp_path / 'run_1')
   assert apart <= 1e-5
   with capsys.disabled():
     print(f'\n4 processes: within {apart:.1e} of one')
