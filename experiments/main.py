@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
   from experiments import workdir
 
   allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
-  _check_same_program(config, allowed)
+  if distributed.count() > 1:
+    _check_same_program(config, allowed)
   default = _WORKDIR.value or str(workdir.default(_recipe()))
   directory = pathlib.Path(distributed.from_first(default)).expanduser()
   first = distributed.is_first()
