@@ -23,6 +23,7 @@ from experiments.errors import ConfigError, PeerError, StorageError
 from experiments.watchdog import SUSPECT_S, Watchdog
 
 CONNECT_S = 300  # for all processes to come
+SHARED_S = 10.0  # for a file to be seen by all: network disks are late
 WATCHDOG_S = 600.0
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CODE = ('configs', 'data', 'experiments', 'hman_jax')
@@ -41,14 +42,14 @@ class Place(NamedTuple):
 
   Attributes:
     address: HOST:PORT of the coordinator, which process 0 starts.
-    count: number of processes.
-    index: of this one.
+    num_processes: how many there are.
+    process_id: which this is.
     devices: local devices of this one; None: all that it sees.
   """
 
   address: str
-  count: int
-  index: int
+  num_processes: int
+  process_id: int
   devices: Sequence[int] | None = None
 
 
@@ -156,13 +157,13 @@ def start(where: Place | None, watchdog_s: float = WATCHDOG_S) -> None:
   jax.config.update('jax_enable_preemption_service', False)  # SIGTERM is ours
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   service = None
-  if where.index == 0:
-    service = coordinator.start(where.address, where.count)
+  if where.process_id == 0:
+    service = coordinator.start(where.address, where.num_processes)
   try:
     jax.distributed.initialize(
       where.address,
-      where.count,
-      where.index,
+      where.num_processes,
+      where.process_id,
       local_device_ids=where.devices,
       cluster_detection_method='deactivate',
       initialization_timeout=CONNECT_S,
@@ -173,24 +174,25 @@ def start(where: Place | None, watchdog_s: float = WATCHDOG_S) -> None:
     )
   except RuntimeError as e:
     raise PeerError(
-      f'process {where.index} of {where.count}: the others did not come to '
-      f'{where.address} within {CONNECT_S} s ({str(e).splitlines()[0]}). '
+      f'process {where.process_id} of {where.num_processes}: the others did '
+      f'not come to {where.address} within {CONNECT_S} s '
+      f'({str(e).splitlines()[0]}). '
       'Look at their output; check the address, and that nothing blocks it.'
     ) from e
   client = jax_distributed.global_state.client
-  watchdog = Watchdog(client, where.index, where.count, watchdog_s)
+  watchdog = Watchdog(client, where.process_id, where.num_processes, watchdog_s)
   _group = _Group(where, client, watchdog, service)
   watchdog.start()
 
 
 def count() -> int:
   """Number of processes."""
-  return 1 if _group is None else _group.place.count
+  return 1 if _group is None else _group.place.num_processes
 
 
 def index() -> int:
   """Number of this process."""
-  return 0 if _group is None else _group.place.index
+  return 0 if _group is None else _group.place.process_id
 
 
 def is_first() -> bool:
@@ -215,11 +217,11 @@ def exchange(value: Any) -> list[Any]:
     return [value]
   group.exchanges += 1
   key = lambda n, i: f'hman_jax/exchange/{n}/{i}'
-  here, mine = group.exchanges, group.place.index
+  here, mine = group.exchanges, group.place.process_id
   group.client.key_value_set(key(here, mine), json.dumps(value))
   values = [
     json.loads(_get(group.client, key(here, i)))
-    for i in range(group.place.count)
+    for i in range(group.place.num_processes)
   ]
   if here > 1:  # whoever gave now, has read what was given before
     group.client.key_value_delete(key(here - 1, mine))
@@ -328,7 +330,7 @@ def check_shared(path: pathlib.Path) -> None:
     StorageError: if it is not there, or another one.
   """
   text = from_first(path.read_text() if is_first() else None)
-  end = time.monotonic() + 10.0  # network file systems are late
+  end = time.monotonic() + SHARED_S
   while count() > 1:
     try:
       if path.read_text() == text:

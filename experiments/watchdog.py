@@ -31,14 +31,14 @@ class Peer(NamedTuple):
 
   Attributes:
     name: for messages: number, process id, host.
-    count: how often it got on.
+    turns: how often it got on.
     where: what it does.
     note: why it left; empty if it has not.
     changed: when its last beat came, by the clock of this process.
   """
 
   name: str
-  count: int
+  turns: int
   where: str
   note: str
   changed: float
@@ -94,8 +94,8 @@ def judge(
     if peer.note and now - peer.changed > GRACE_S:
       return Verdict(f'{peer.name} ended: {peer.note}', stacks=False)
   if now - own_change > stuck_s:
-    least = min(p.count for p in peers.values())
-    behind = [p for p in peers.values() if p.count == least]
+    least = min(p.turns for p in peers.values())
+    behind = [p for p in peers.values() if p.turns == least]
     names = '; '.join(f'{p.name} ({p.where})' for p in behind)
     if len(behind) == len(peers):
       what = f'all processes stand at the same place: {behind[0].where}'
@@ -125,7 +125,7 @@ class Watchdog:
     self._client, self._index, self._stuck_s = client, index, stuck_s
     self._name = f'process {index} (process id {os.getpid()} on '
     self._name += f'{socket.gethostname()})'
-    self._count, self._where, self._note = 0, 'starting', ''
+    self._turns, self._where, self._note = 0, 'starting', ''
     self._sent = 0
     self._suspicious = False
     now = time.monotonic()
@@ -157,7 +157,7 @@ class Watchdog:
     Args:
       where: what it does now; empty: as before.
     """
-    self._count += 1
+    self._turns += 1
     self._where = where or self._where
     self._own_change = time.monotonic()
 
@@ -183,7 +183,7 @@ class Watchdog:
   def _talk(self) -> None:
     with self._talking:
       self._sent += 1
-      mine = (self._name, self._count, self._where, self._note, self._sent)
+      mine = (self._name, self._turns, self._where, self._note, self._sent)
       self._client.key_value_set(
         f'{_FOLDER}{self._index}', json.dumps(mine), allow_overwrite=True
       )
@@ -193,8 +193,8 @@ class Watchdog:
         number = int(key.rpartition('/')[2])
         if text != self._texts.get(number):
           self._texts[number] = text
-          name, count, where, note, _ = json.loads(text)
-          self._peers[number] = Peer(name, count, where, note, now)
+          name, turns, where, note, _ = json.loads(text)
+          self._peers[number] = Peer(name, turns, where, note, now)
 
   def _judge_on(self) -> None:
     while not self._closed.wait(BEAT_S / 2):

@@ -121,6 +121,9 @@ class HMLSTM:
       eq. 3).
     boundary_rate: initial bias of a, as the probability sigmoid(bias); (0, 1).
     forget_bias: initial bias of the forget gate.
+    skip_copies: make no product that boundaries of 0 in all rows erase, so
+      that a layer that COPYs costs nothing; the same numbers, and no
+      gradients. For one clip at a time (`hman_jax.streaming`).
 
   Example:
     >>> import jax
@@ -142,6 +145,7 @@ class HMLSTM:
   output_activation: OutputActivation = 'tanh'
   boundary_rate: float = 0.5
   forget_bias: float = 1.0
+  skip_copies: bool = False
 
   def __post_init__(self):
     object.__setattr__(
@@ -343,10 +347,12 @@ class HMLSTM:
     # z (x W) = (z x) W, on H numbers a row instead of 4H; a gate is then one
     # sum of products, which `deferred.scan` needs the gradient of only once.
     below = z_below[..., None] * below
-    gates = base.dot(h, layer.recurrent) + base.dot(below, layer.bottom_up)
+    moves = jnp.maximum(z_before, z_below)
+    gates = self._dot(h, layer.recurrent, moves)
+    gates += self._dot(below, layer.bottom_up, z_below)
     if above is not None:
       above = z_before[..., None] * above
-      gates += base.dot(above, layer.top_down)
+      gates += self._dot(above, layer.top_down, z_before)
     gates = base.add_bias(gates, layer.bias)
     if layer.norm_scale is not None:
       gates = _normalise_gates(gates, layer.norm_scale, layer.norm_bias)
@@ -357,6 +363,12 @@ class HMLSTM:
     if above is not None:
       logit += base.dot(above, layer.top_down_z)
     return gates, logit
+
+  def _dot(self, x, kernel, needed):
+    """x W; zeros instead, if they are skipped, where no row has `needed`."""
+    if not self.skip_copies:
+      return base.dot(x, kernel)
+    return _dot_where(jnp.any(needed != 0), x, kernel)
 
   def _combine(self, gates, c, h, z_before, z_below, copy):
     """FLUSH, UPDATE or COPY, as a polynomial in the boundaries.
@@ -389,6 +401,22 @@ class HMLSTM:
       key, logit[..., None], self.temperature, noise
     )
     return sample.value[..., 0], jax.nn.sigmoid(logit)
+
+
+@jax.custom_jvp
+def _dot_where(needed: Array, x: Array, kernel: Array) -> Array:
+  """x W if `needed`, else zeros."""
+  shape = jax.eval_shape(base.dot, x, kernel)
+  zeros = lambda x, kernel: jnp.zeros(shape.shape, shape.dtype)
+  return jax.lax.cond(needed, base.dot, zeros, x, kernel)
+
+
+@_dot_where.defjvp
+def _no_gradient(primals, tangents):
+  raise ValueError(
+    'skip_copies: expected False where gradients are taken: a product that is '
+    'left out still has one.'
+  )
 
 
 def _normalise_gates(gates: Array, scale: Array, bias: Array) -> Array:
