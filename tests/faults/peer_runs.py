@@ -6,8 +6,9 @@ import pathlib
 import socket
 import time
 
-import child_runs
 import numpy as np
+
+import child_runs
 
 # 13 and 11 clips in batches of 4: the last batch is uneven.
 UNEVEN = {'data.num_validation': 13, 'data.num_test': 11}

@@ -6,10 +6,11 @@ import re
 import signal
 import time
 
-import child_runs
 import numpy as np
 import peer_runs
 import pytest
+
+import child_runs
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 30.0
