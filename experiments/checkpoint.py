@@ -53,6 +53,8 @@ class Checkpoints:
     self._refuse_damaged = refuse_damaged or read_only
     self._latest = _Directory(workdir / 'checkpoints', read_only)
     self._best = _Directory(workdir / 'best', read_only)
+    if not read_only:
+      self._set_aside_unfinished_best()
 
   def save(self, step: int, state: Any) -> None:
     """Saves the latest state.
@@ -160,6 +162,21 @@ class Checkpoints:
       'state, then takes its place.'
     )
 
+  def _set_aside_unfinished_best(self) -> None:
+    """What a kill left: that evaluation is not in the log, and comes again."""
+    unfinished = [
+      s for s in self._best.steps() if not self._best.is_finished(s)
+    ]
+    for step in distributed.from_first(unfinished):
+      path = self._best.path / str(step)
+      aside = self._set_aside(path)
+      if distributed.is_first():
+        print(
+          f'WARNING: {path}: its save was not finished; set aside as {aside}',
+          flush=True,
+        )
+    self._best.reload()
+
   def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
     """Process 0 moves a damaged state away; all call it."""
     aside = self._move_aside(path) if distributed.is_first() else ''
@@ -190,6 +207,7 @@ class _Directory:
 
   def __init__(self, path: pathlib.Path, read_only: bool):
     self.path = path
+    self._read_only = read_only
     options = ocp.CheckpointManagerOptions(
       enable_async_checkpointing=False,
       cleanup_tmp_directories=not read_only,
@@ -202,8 +220,16 @@ class _Directory:
       raise StorageError(f'{path}: {e.strerror or e}.') from e
 
   def steps(self) -> list[int]:
-    """Steps of the states, ascending."""
-    return sorted(self._manager.all_steps())
+    """Steps of the states, ascending; who only reads sees finished ones."""
+    return [
+      step
+      for step in sorted(self._manager.all_steps())
+      if not self._read_only or self.is_finished(step)
+    ]
+
+  def is_finished(self, step: int) -> bool:
+    """Whether all of a state was written; it may be damaged since."""
+    return integrity.is_finished(self.path / str(step))
 
   def reload(self) -> None:
     """Looks at the disk again."""

@@ -147,6 +147,11 @@ def write_manifest(directory: pathlib.Path) -> None:
   storage.write_whole(directory / _MANIFEST, text)
 
 
+def is_finished(directory: pathlib.Path) -> bool:
+  """Whether the list of a checkpoint's files, the last of them, is there."""
+  return (directory / _MANIFEST).exists()
+
+
 def damaged_files(directory: pathlib.Path) -> str:
   """What is wrong with the files of a checkpoint; empty if they are whole."""
   try:

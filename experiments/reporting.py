@@ -177,7 +177,7 @@ def _step_of(line: str) -> float:
   try:
     record = json.loads(line)
     # The final test is made again by a run that goes on.
-    return float('inf') if record['mode'] == 'test' else record['step']
+    return float('inf') if record['mode'] == 'test' else float(record['step'])
   except (ValueError, KeyError, TypeError):  # torn by a kill
     return float('inf')
 

@@ -372,9 +372,10 @@ class _Watch:
       return
     raise NonFiniteError(
       f'{what}. Nothing of this step is kept; last good checkpoint: step '
-      f'{self._latest_step()}. Look for damaged features among these clips; else try a smaller '
-      'config.train.learning_rate or config.train.clip_norm, or '
-      'config.train.on_nonfinite=skip (with a larger config.train.max_skipped).'
+      f'{self._latest_step()}. Look for damaged features among these clips; '
+      'else try a smaller config.train.learning_rate or '
+      'config.train.clip_norm, or config.train.on_nonfinite=skip (with a '
+      'larger config.train.max_skipped).'
     )
 
 

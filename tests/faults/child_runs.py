@@ -66,12 +66,8 @@ def _child(argv: list[str], output: str, environment: dict, before) -> None:
   os.dup2(descriptor, 1)
   os.dup2(descriptor, 2)
   sys.argv = ['experiments.main', *argv]
-  import jax
-
   from experiments import main
 
-  # Small programs are kept as well.
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   for prepare in before:
     prepare()
   main.run()
