@@ -151,10 +151,11 @@ class Decoders:
       event = None
       while not isinstance(event, Decoded | VideoError):
         event = events.get()
+        if isinstance(event, Decoded | Exception):
+          self._pending.popleft()  # before it is left here, perhaps for good
         if isinstance(event, Exception) and not isinstance(event, VideoError):
           raise event
         yield video, event
-      self._pending.popleft()
 
   def _decode(
     self, video: pathlib.Path, options: dict, events: queue.Queue
