@@ -18,6 +18,7 @@ from data.errors import DataError, VideoError
 
 try:
   import apache_beam as beam
+  from apache_beam.io import WriteToText
   from apache_beam.options.pipeline_options import PipelineOptions
 except ImportError as e:
   raise DataError(
@@ -120,7 +121,7 @@ def prepare(
         | beam.Create([str(p) for p in paths])
         | beam.Reshuffle()  # or one worker would have them all
         | beam.ParDo(ExtractClip(name, weights, str(folder), identity))
-        | beam.io.WriteToText(str(told / 'told'))
+        | WriteToText(str(told / 'told'))
       )
     results = _read(told)
   except (OSError, RuntimeError, ValueError) as e:

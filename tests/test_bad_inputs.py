@@ -10,6 +10,8 @@ import pathlib
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -460,3 +462,67 @@ def test_decoders_go_on_after_a_bad_clip(tmp_path):
         good, Quarters(), tmp_path / 's', decoders=decoders
       )
       assert record.num_decoded == 3
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_frames(tmp_path, capsys):
+  """20,000 frames would be 245 MB; by VmHWM, which is of one process."""
+  path = tmp_path / 'long.avi'
+  frames = np.zeros((20_000, 16, 16, 3), np.uint8)
+  video_files.write(path, frames, 'rawvideo', 'bgr24')
+  code = f"""
+import pathlib
+from data import videos
+def peak():
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(status.split('VmHWM:')[1].split()[0])
+for k, _ in enumerate(videos.stream({str(path)!r}, [(64, 64)]), start=1):
+  if k == 1000:
+    early = peak()
+print(k, early, peak())
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True, text=True, timeout=580,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  count, early, late = map(int, done.stdout.split())  # kB
+  assert count == 20_000 and late - early < 20_000
+  with capsys.disabled():
+    print(
+      f'\n{count} frames: {early // 1000} MB after 1000, {late // 1000} MB '
+      'after all',
+      end='',
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'mov'])
+def test_times_that_begin_before_zero(tmp_path, suffix):
+  frames = video_files.shades(6)
+  early = [-6, -4, -2, 0, 2, 4]
+  path = video_files.write(tmp_path / f'a.{suffix}', frames, times=early)
+  grey = frames[:, 0, 0, 0].astype(int)
+  every = videos.decode(path)[:, 0, 0, 0].astype(int)
+  np.testing.assert_allclose(every, grey, atol=4)
+  sampled = videos.decode(path, fps=30)[:, 0, 0, 0].astype(int)
+  np.testing.assert_allclose(sampled, grey.repeat(2), atol=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['avi', 'mp4', 'mkv'])
+def test_threads_change_no_pixel(tmp_path, suffix):
+  frames = data_trees.frames(3)
+  path = video_files.write(tmp_path / f'a.{suffix}', frames, 'libx264')
+  expected = videos.decode(path)
+  for count in (1, 2, 4):
+    with av.open(str(path)) as container:
+      stream = container.streams.video[0]
+      stream.thread_type = 'AUTO'
+      stream.thread_count = count
+      found = [
+        f.reformat(format='rgb24', interpolation='BILINEAR').to_ndarray()
+        for f in container.decode(stream)
+      ]
+    np.testing.assert_array_equal(found, expected)
