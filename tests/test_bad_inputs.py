@@ -488,7 +488,7 @@ print(k, early, peak())
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   count, early, late = map(int, done.stdout.split())  # kB
-  assert count == 20_000 and late - early < 20_000
+  assert count == 20_000 and late - early < 60_000
   with capsys.disabled():
     print(
       f'\n{count} frames: {early // 1000} MB after 1000, {late // 1000} MB '
@@ -500,9 +500,11 @@ print(k, early, peak())
 @pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'mov'])
 def test_times_that_begin_before_zero(tmp_path, suffix):
+  """Matroska moves them; mp4's edit list hides what comes before zero."""
   frames = video_files.shades(6)
   early = [-6, -4, -2, 0, 2, 4]
   path = video_files.write(tmp_path / f'a.{suffix}', frames, times=early)
+  frames = frames if suffix == 'mkv' else frames[3:]
   grey = frames[:, 0, 0, 0].astype(int)
   every = videos.decode(path)[:, 0, 0, 0].astype(int)
   np.testing.assert_allclose(every, grey, atol=4)
