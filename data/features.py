@@ -267,9 +267,10 @@ class VideoFeatures:
     path = self._paths[index]
     try:
       features = np.lib.format.open_memmap(path, mode='r')
-    except (OSError, ValueError) as e:
+    except Exception as e:  # NumPy's reader of headers raises what it likes
       raise DataError(
-        f'{path}: damaged features ({e}). Delete the file and run again.'
+        f'{path}: damaged features ({str(e)[:200]}). Delete the file and run '
+        'again.'
       ) from e
     if features.ndim != 3 or features.dtype != np.float16 or not len(features):
       raise DataError(

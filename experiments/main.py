@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
   config = config_lib.resolve(_config())
+  allowed = config_lib.changeable(_ALLOWED.value)
 
   # Imported late: a mistake in a flag is told before JAX starts.
   from experiments import workdir
@@ -49,7 +50,6 @@ def main(argv: list[str]) -> None:
 
   stop = Stop()
   stop.install()
-  allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
   directory = pathlib.Path(_WORKDIR.value or workdir.default(_recipe()))
   workdir.check(directory, config, allowed)
   table = workdir.finished_table(directory)
@@ -87,8 +87,9 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   checkpoints = Checkpoints(
     directory,
     config.checkpoint.keep,
-    workdir.fingerprint(config, splits, allowed),
+    workdir.fingerprint(config, splits),
     _REFUSE_DAMAGED.value,
+    allowed=[f'config.{name}' for name in allowed],
   )
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
   with contextlib.closing(checkpoints), contextlib.closing(log):

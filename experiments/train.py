@@ -87,6 +87,9 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
     dropout=model.dropout,
     feature_norm=model.feature_norm,
     global_context=model.global_context,
+    backward=model.backward,
+    remat=model.remat,
+    dtype=model.dtype,
     boundary_period=model.boundary_period if is_fixed else 0,
   )
 

@@ -32,12 +32,15 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.extend.core import primitives
 
+from hman_jax.precision import rounded_dot_p
 from hman_jax.types import Array, Key, PyTree
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 # What a variable of the step depends on.
 _NOTHING, _CONSTANTS, _LOOP = range(3)
+
+_PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
@@ -335,7 +338,7 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     else:
       live.add(index)
       needed.update(_variables(equation.invars))
-      if equation.primitive is primitives.dot_general_p:
+      if equation.primitive in _PRODUCTS:
         kept.add(output)
   read = {v for i in live for v in _variables(equations[i].invars)}
   order = [v for e in equations for v in e.outvars if v in kept]
@@ -368,7 +371,7 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
   uses.update(_variables(outvars))
   sums: dict[Any, _Sum] = {}
   for equation in equations:
-    if equation.primitive is primitives.dot_general_p:
+    if equation.primitive in _PRODUCTS:
       product = _as_product(equation, consts)
       if product:
         sums[equation.outvars[0]] = _Sum((product,), ())
@@ -384,7 +387,7 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
 def _as_product(equation, consts):
   """(equation, value, weight) of a product with an invariant weight."""
   left, right = equation.invars
-  _, batch = equation.params['dimension_numbers']
+  _, batch = equation.params.get('dimension_numbers', ((), ()))
   if any(batch) or (left in consts) == (right in consts):
     return None
   value, weight = (right, left) if left in consts else (left, right)

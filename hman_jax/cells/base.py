@@ -89,11 +89,6 @@ def zeros_of(batch_shape, dtype, like: Array | None) -> Callable[[int], Array]:
   return lambda size: jnp.tile(column, (1,) * (like.ndim - 1) + (size,))
 
 
-def dot(x: Array, kernel: Array) -> Array:
-  """x `[..., F]` times a kernel `[F, G]` or a column `[F]`."""
-  return jnp.matmul(x, kernel)
-
-
 def add_bias(x: Array, bias: Array) -> Array:
   """x `[..., F]` plus a bias `[F]`."""
   return x + bias.reshape((1,) * (x.ndim - 1) + bias.shape)

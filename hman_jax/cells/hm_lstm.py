@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.cells import base
 from hman_jax.types import Array, Key
 
@@ -121,6 +121,8 @@ class HMLSTM:
       eq. 3).
     boundary_rate: initial bias of a, as the probability sigmoid(bias); (0, 1).
     forget_bias: initial bias of the forget gate.
+    dtype: of the factors of the gates' matrix products: 'float32', or
+      'bfloat16' (see `precision.dot`). Boundaries are decided in float32.
 
   Example:
     >>> import jax
@@ -142,6 +144,7 @@ class HMLSTM:
   output_activation: OutputActivation = 'tanh'
   boundary_rate: float = 0.5
   forget_bias: float = 1.0
+  dtype: precision.Dtype = 'float32'
 
   def __post_init__(self):
     object.__setattr__(
@@ -154,6 +157,7 @@ class HMLSTM:
     base.check_choice(
       'output_activation', self.output_activation, get_args(OutputActivation)
     )
+    base.check_choice('dtype', self.dtype, precision.DTYPES)
     if not self.temperature > 0:
       raise ValueError(f'temperature: expected > 0, got {self.temperature}.')
     if not 0 < self.boundary_rate < 1:
@@ -343,19 +347,21 @@ class HMLSTM:
     # z (x W) = (z x) W, on H numbers a row instead of 4H; a gate is then one
     # sum of products, which `deferred.scan` needs the gradient of only once.
     below = z_below[..., None] * below
-    gates = base.dot(h, layer.recurrent) + base.dot(below, layer.bottom_up)
+    dot = precision.dot
+    gates = dot(h, layer.recurrent, self.dtype)
+    gates += dot(below, layer.bottom_up, self.dtype)
     if above is not None:
       above = z_before[..., None] * above
-      gates += base.dot(above, layer.top_down)
+      gates += dot(above, layer.top_down, self.dtype)
     gates = base.add_bias(gates, layer.bias)
     if layer.norm_scale is not None:
       gates = _normalise_gates(gates, layer.norm_scale, layer.norm_bias)
     if layer.bias_z is None:
       return gates, None
-    logit = base.dot(h, layer.recurrent_z) + layer.bias_z
-    logit += base.dot(below, layer.bottom_up_z)
+    logit = dot(h, layer.recurrent_z) + layer.bias_z
+    logit += dot(below, layer.bottom_up_z)
     if above is not None:
-      logit += base.dot(above, layer.top_down_z)
+      logit += dot(above, layer.top_down_z)
     return gates, logit
 
   def _combine(self, gates, c, h, z_before, z_below, copy):
