@@ -325,7 +325,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: naming every wrong field, what was expected and what came.
   """
-  flat = flatten(config.to_dict())
+  try:
+    flat = flatten(config.to_dict())
+  except RecursionError as e:
+    raise ConfigError('config: a section holds itself.') from e
   problems = [
     _unknown(name, 'config file') for name in flat if name not in FIELDS
   ]

@@ -4,15 +4,13 @@ import contextlib
 import pathlib
 import sys
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import config as config_lib
 from experiments.errors import HmanError, StoppedRun
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, a file in configs/.', lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -39,7 +37,7 @@ def main(argv: list[str]) -> None:
     raise HmanError(
       f'{argv[1]!r}: no positional arguments; write flags as --name=value.'
     )
-  if _CONFIG.value is None:
+  if not flags.FLAGS['config'].present:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
   config = config_lib.resolve(_config())
   allowed = config_lib.changeable(_ALLOWED.value)
@@ -104,10 +102,14 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
 def _config():
   """What the config file returned; a file that fails is the user's."""
   try:
-    config = _CONFIG.value
-    config.to_dict()
+    config = flags.FLAGS.config
   except Exception as e:
     raise HmanError(f'--config: {e}') from e
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise HmanError(
+      f'--config: get_config() of {_recipe()} returned '
+      f'{type(config).__name__}; expected an ml_collections.ConfigDict.'
+    )
   return config
 
 
@@ -117,9 +119,12 @@ def _recipe() -> str:
 
 def _parse(argv: list[str]) -> list[str]:
   """The parser of absl, with our message for a wrong field or value."""
-  config_lib.check_flags(argv[1:])
   try:
     return flags.FLAGS(argv)
+  except SystemExit as e:
+    if any(a.lstrip('-').startswith('help') for a in argv):
+      raise
+    raise HmanError(f'--config: the file left by exit({e.code}).') from e
   except Exception as e:  # a config is code: whatever it raises is its file's
     raise HmanError(f'command line: {e}') from e
 
@@ -129,6 +134,10 @@ def run() -> None:
   from data.errors import DataError
 
   try:
+    config_lib.check_flags(sys.argv[1:])
+    config_flags.DEFINE_config_file(  # reads sys.argv
+      'config', None, 'Recipe, a file in configs/.', lock_config=True
+    )
     app.run(main, flags_parser=_parse)
   except (HmanError, DataError) as e:
     # Flags are not parsed if a flag is the mistake.

@@ -37,12 +37,12 @@ def _violations(tree: ast.AST, name: str) -> list[str]:
     if not isinstance(node, ast.Call):
       continue
     called = ast.unparse(node.func)
-    options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+    pickled = [k.value for k in node.keywords if k.arg == 'allow_pickle']
     if called in ('eval', 'exec', 'compile', '__import__', 'torch.load') or (
       called.startswith(('pickle.load', 'pickle.Unpickler', 'torch.hub'))
     ):
       found.append(f'{name}:{node.lineno}: calls {called}')
-    if options.get('allow_pickle', 'False') != 'False':
+    if pickled and ast.unparse(pickled[0]) != 'False':
       found.append(f'{name}:{node.lineno}: {called} with allow_pickle')
   return found
 
@@ -109,12 +109,14 @@ def _object_array(evil) -> bytes:
 def _bomb(_) -> bytes:
   """A .npz whose array is 1 GB of zeros in 1 MB."""
   file = io.BytesIO()
-  with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
-    with archive.open('a.npy', 'w', force_zip64=True) as member:
-      shape = {'descr': '<f2', 'fortran_order': False, 'shape': (2**29, 1, 1)}
-      np.lib.format.write_array_header_1_0(member, shape)
-      for _ in range(64):
-        member.write(bytes(2**24))
+  with (
+    zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive,
+    archive.open('a.npy', 'w', force_zip64=True) as member,
+  ):
+    shape = {'descr': '<f2', 'fortran_order': False, 'shape': (2**29, 1, 1)}
+    np.lib.format.write_array_header_1_0(member, shape)
+    for _ in range(64):
+      member.write(bytes(2**24))
   return file.getvalue()
 
 
