@@ -106,10 +106,8 @@ def _config():
   except Exception as e:
     raise HmanError(f'--config: {e}') from e
   if not isinstance(config, ml_collections.ConfigDict):
-    raise HmanError(
-      f'--config: get_config() of {_recipe()} returned '
-      f'{type(config).__name__}; expected an ml_collections.ConfigDict.'
-    )
+    kind = type(config).__name__
+    raise HmanError(f'--config: get_config() returned {kind}, no ConfigDict.')
   return config
 
 

@@ -11,8 +11,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = {
   'raises': ('raise RuntimeError("boom")', 'boom'),
   'leaves': ('import sys; sys.exit(0)', 'the file left by exit(0)'),
-  'returns None': ('def get_config(): return None', 'returned NoneType'),
-  'returns a dict': ('def get_config(): return {}', 'returned dict; expected'),
+  'returns None': (
+    'def get_config(): return None',
+    'returned NoneType, no ConfigDict',
+  ),
+  'returns a dict': (
+    'def get_config(): return {}',
+    'returned dict, no ConfigDict',
+  ),
   'no function': ('x = 1', "no attribute 'get_config'"),
   'no Python': ('def get_config(:', 'invalid syntax'),
   'not a .py': ('seed: 1', "no attribute 'get_config'"),

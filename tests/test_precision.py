@@ -105,9 +105,7 @@ def _loss(model, x, mask):
 @pytest.mark.parametrize(
   'preset',
   [
-    pytest.param(
-      name, marks=[pytest.mark.slow] * (name != 'hm_gumbel_adaptive')
-    )
+    pytest.param(name, marks=[pytest.mark.slow] * (name != 'hm_gumbel'))
     for name in config_lib.PRESETS
   ],
 )
