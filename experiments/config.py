@@ -47,7 +47,7 @@ class Field:
       int: 'an integer',
       float: 'a number',
       bool: 'True or False',
-      str: f'a text of at most {_LONGEST} characters',
+      str: f'a path of at most {_LONGEST} bytes ({_LONGEST_PART} a part)',
     }[self.type]
     if self.low is not None:
       text += f' {">" if self.open_low else ">="} {self.low:g}'
@@ -87,7 +87,7 @@ class Field:
 
 
 _LARGEST = 2**31 - 1
-_LONGEST = 1000
+_LONGEST, _LONGEST_PART = 1000, 255  # bytes of a path
 _SMALLEST = 2.0**-126  # of the normal float32: smaller ones may be taken as 0
 
 
@@ -102,9 +102,14 @@ def _in_float32(value: float) -> float:
 
 def _may_be_path(text: str) -> bool:
   try:
-    return len(text) <= _LONGEST and b'\0' not in os.fsencode(text)
+    path = os.fsencode(text)
   except UnicodeEncodeError:
     return False
+  parts = path.split(b'/')
+  longest = max(len(part) for part in parts)
+  return (
+    len(path) <= _LONGEST and longest <= _LONGEST_PART and b'\0' not in path
+  )
 
 
 def _count(low: int = 1, high: int | None = None) -> Field:

@@ -192,7 +192,10 @@ def _read(path: pathlib.Path) -> dict | None:
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text())
+    tree = json.loads(path.read_text())
+    if not isinstance(tree, dict):
+      raise ValueError('not an object')
+    return tree
   except (OSError, ValueError) as e:
     raise WorkdirError(
       f'{path}: damaged ({e}). Put back a copy of it, or give another '

@@ -60,7 +60,7 @@ def test_other_data_are_refused_and_the_record_stays(tmp_path):
   assert (tmp_path / 'data.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('text', ['', '{"seed": 0', '\x00'])
+@pytest.mark.parametrize('text', ['', '{"seed": 0', '\x00', '[1]'])
 def test_a_damaged_file_is_named(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(WorkdirError, match=r'config\.json: damaged'):
