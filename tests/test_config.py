@@ -67,7 +67,8 @@ BAD = [
   ('model.dropout', 1 - 1e-12), ('train.ema_decay', 1 - 1e-12),
   ('train.num_steps', 2**31), ('data.num_frames', 10**30),
   ('model.num_layers', 10_000), ('model.boundary_temperature', 1e-6),
-  ('data.root', 'a\0'), ('data.root', 'a/' * 600), ('data.root', 'a' * 256), ('data.root', '\ud800'),
+  ('data.root', 'a\0'), ('data.root', 'a/' * 600), ('data.root', 'a' * 256),
+  ('data.root', '\ud800'),
   ('data.root', None), ('model.hidden_size', [3]), ('train.warmup_steps', 1.0),
   ('model.dtype', 'bf16'), ('model.backward', 'slow'), ('model.remat', 1),
 ]  # fmt: skip
