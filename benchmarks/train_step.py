@@ -3,16 +3,15 @@
   python -m benchmarks.train_step [--json=OUT] [--steps=60] ...
 
 One run times, in turn: ours (deferred backward), ours by autodiff, the naive
-flax cell in `nn.RNN`, eager PyTorch in float32 and autocast bfloat16 where
-PyTorch can be imported, and the two measurements behind the floor. Parameters
-are copied across and logits compared first, so that the work is the same.
+flax cell in `nn.RNN`, PyTorch in float32 and autocast bfloat16 and the paper's
+baseline in it (`torch.nn.LSTM`, soft attention) where PyTorch can be imported,
+and the two measurements behind the floor. Parameters are copied across and
+logits compared first, so that the work is the same.
 """
 
 import argparse
+import functools
 import importlib.util
-import json
-import os
-import platform
 import sys
 import time
 from typing import Any
@@ -21,56 +20,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure, naive_flax, torch_eager
+from benchmarks import command, measure, naive_flax, torch_eager
 from hman_jax import models
 
 _TOLERANCE = 1e-3
+_SUBJECTS = (
+  'naive_flax', 'torch_f32', 'torch_bf16', 'torch_compiled', 'torch_lstm',
+  'floor', 'autodiff',
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
   """Reads the flags; the sizes' defaults are the paper's."""
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.train_step', description=__doc__.splitlines()[0]
-  )
-
-  def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-      raise argparse.ArgumentTypeError(f'expected at least 1, got {value}')
-    return value
-
-  sizes = {
-    'batch': (64, 'clips in a batch'),
-    'steps': (60, 'frames in a clip'),
-    'locations': (49, 'locations of a feature map'),
-    'size': (2048, 'numbers in a feature'),
-    'hidden': (512, 'units of a layer'),
-    'layers': (3, 'layers'),
-    'classes': (51, 'classes'),
-    'repeats': (7, 'counted repeats of each'),
-  }
-  for name, (default, text) in sizes.items():
-    parser.add_argument(
-      f'--{name}', type=positive, default=default, help=f'{text} ({default})'
-    )
-  parser.add_argument(
+  made = command.parser('train_step', __doc__)
+  made.add_argument(
     '--attention',
     choices=('gumbel_adaptive', 'soft'),
     default='gumbel_adaptive',
     help='attention module (gumbel_adaptive)',
   )
-  parser.add_argument(
-    '--clock',
-    choices=tuple(measure.CLOCKS),
-    default='wall',
-    help='cpu: seconds of processor time, for a busy machine (wall)',
+  made.add_argument(
+    '--torch_compile',
+    action='store_true',
+    help='also PyTorch with its step compiled, which takes minutes',
   )
-  parser.add_argument('--json', metavar='OUT', help='file for the result')
-  args = parser.parse_args(argv)
-  if args.json and not os.path.isdir(os.path.dirname(args.json) or '.'):
-    parser.error(f'--json: expected a file in an existing folder, got '
-                 f'{args.json!r}')  # fmt: skip
-  return args
+  return command.parse(made, argv)
 
 
 def floor_work(args: argparse.Namespace) -> tuple[float, float]:
@@ -112,9 +86,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   x = jnp.asarray(features)
   variables = jax.jit(ours['deferred'].init)(jax.random.key(0), x)
   copied = naive_flax.copied(naive(True), variables['params'], x)
-  torch, peer = _torch(variables['params'], args)
-  _check_same_work(
-    ours['deferred'], naive(True), variables, copied, torch, peer, x, features
+  few = slice(0, 2), slice(0, 5)
+  apply = lambda model: jax.jit(
+    lambda v, x: model.apply(v, x, deterministic=True).logits
+  )  # fmt: skip
+  expected = apply(ours['deferred'])(variables, x[few])
+  found = jax.jit(naive(True).apply)(copied, x[few])
+  _check_same_work('naive_flax', found, expected)
+  torch, peers = _torch(
+    args, variables['params'], features[few], expected, apply
   )
 
   key = jax.random.key(1)
@@ -135,10 +115,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     compilation[name] = time.process_time() - start
     memory[name] = compiled.memory_analysis().temp_size_in_bytes
     runs[name] = measure.blocking(compiled, of, x)
-  if peer is not None:
+  if torch is not None:
     xt, yt = torch.from_numpy(features), torch.from_numpy(labels)
-    runs['torch_f32'] = lambda: peer.gradients(xt, yt, bfloat16=False)
-    runs['torch_bf16'] = lambda: peer.gradients(xt, yt, bfloat16=True)
+  for name, peer in peers.items():
+    bfloat16 = name == 'torch_bf16'
+    runs[name] = functools.partial(peer.gradients, xt, yt, bfloat16)
   flops, num_bytes = floor_work(args)
   runs['product'], product_flops = measure.product_run()
   runs['reading'], reading_bytes = measure.reading_run()
@@ -153,9 +134,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   against = lambda name: (
     seconds['deferred'] / seconds[name] if name in seconds else None
   )
-  names = ('naive_flax', 'torch_f32', 'torch_bf16', 'floor', 'autodiff')
   return {
-    'ratios': {name: against(name) for name in names},
+    'ratios': {name: against(name) for name in _SUBJECTS},
     'memory_ratio': memory['deferred'] / memory['naive_flax'],
     'compile_ratio': compilation['deferred'] / compilation['naive_flax'],
     'seconds': seconds,
@@ -163,66 +143,70 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     'compile_seconds': compilation,
     'floor': {'flops': flops, 'bytes': num_bytes, **rates},
     'torch': getattr(torch, '__version__', None),
-    'setting': {
-      **{k: v for k, v in vars(args).items() if k != 'json'},
-      'device': jax.devices()[0].device_kind,
-      'cores': len(os.sched_getaffinity(0)),
-      'machine': platform.machine(),
-      'jax': jax.__version__,
-    },
+    'setting': command.setting(args),
   }
 
 
-def _torch(params, args):
-  """(module, peer), or (None, None) where PyTorch cannot be imported."""
+def _torch(args, params, features, expected, apply):
+  """(module, peers by name), or (None, {}) where PyTorch is not there."""
   if importlib.util.find_spec('torch') is None:
-    return None, None
+    return None, {}
   import torch
 
   torch.manual_seed(0)
-  return torch, torch_eager.Recogniser(torch, params, args.attention)
-
-
-def _check_same_work(model, naive, variables, copied, torch, peer, x, features):
-  """SystemExit unless all compute the same logits from the same parameters."""
-  few = slice(0, 2), slice(0, 5)
-  expected = jax.jit(
-    lambda v, x: model.apply(v, x, deterministic=True).logits
-  )(variables, x[few])  # fmt: skip
-  found = {'naive_flax': jax.jit(naive.apply)(copied, x[few])}
-  if peer is not None:
+  peer = torch_eager.Recogniser(torch, params, args.attention)
+  baseline = models.create(
+    args.classes,
+    cell='lstm',
+    attention='soft',
+    hidden_sizes=(args.hidden,) * args.layers,
+    attention_options={'num_locations': args.locations},
+  )
+  variables = jax.jit(baseline.init)(jax.random.key(0), features)
+  lstm = torch_eager.Baseline(torch, variables['params'])
+  of_baseline = apply(baseline)(variables, features)
+  for name, found, right in (
+    ('torch_f32', peer, expected),
+    ('torch_lstm', lstm, of_baseline),
+  ):
     with torch.no_grad():
-      found['torch'] = peer.logits(
-        torch.from_numpy(features[few]), True
-      ).numpy()
-  for name, logits in found.items():
-    error = float(np.max(np.abs(np.asarray(logits) - expected)))
-    if not error < _TOLERANCE:
-      sys.exit(
-        f'train_step: {name} computes other logits than ours (they differ by '
-        f'{error:.2g}), so their times cannot be compared.'
-      )
+      logits = found.logits(torch.from_numpy(features), True).numpy()
+    _check_same_work(name, logits, right)
+  peers = {'torch_f32': peer, 'torch_bf16': peer, 'torch_lstm': lstm}
+  if args.torch_compile:
+    peers['torch_compiled'] = torch_eager.Recogniser(
+      torch, params, args.attention, compile_step=True
+    )
+  return torch, peers
+
+
+def _check_same_work(name: str, logits, expected) -> None:
+  """SystemExit unless both computed the same logits."""
+  error = float(np.max(np.abs(np.asarray(logits) - np.asarray(expected))))
+  if not error < _TOLERANCE:
+    sys.exit(
+      f'train_step: {name} computes other logits than ours (they differ by '
+      f'{error:.2g}), so their times cannot be compared.'
+    )
 
 
 def table(result: dict[str, Any]) -> str:
   """The result as text."""
   seconds, memory = result['seconds'], result['temporary_bytes']
-  setting = result['setting']
   lines = [
-    'gradient of one batch: B={batch} T={steps} N={locations} D={size} '
-    'H={hidden} L={layers}, {attention}, {device}, {cores} cores; median of '
-    '{repeats}, {clock} clock'.format(**setting),
-    f'{"":12}{"seconds":>9}{"ours/it":>9}{"temporary":>12}',
+    command.heading(
+      f'gradient of one batch, {result["setting"]["attention"]}',
+      result['setting'],
+    ),
+    f'{"":14}{"seconds":>9}{"ours/it":>9}{"temporary":>12}',
   ]
-  for name in (
-    'deferred', 'autodiff', 'naive_flax', 'torch_f32', 'torch_bf16', 'floor',
-  ):  # fmt: skip
+  for name in ('deferred', *_SUBJECTS):
     if name not in seconds:
-      lines.append(f'{name:12}  not measured: PyTorch cannot be imported')
+      lines.append(f'{name:14}  not measured')
       continue
     size = f'{memory[name] / 1e6:9.0f} MB' if name in memory else ''
     ratio = seconds['deferred'] / seconds[name]
-    lines.append(f'{name:12}{seconds[name]:9.3f}{ratio:9.2f}{size:>12}')
+    lines.append(f'{name:14}{seconds[name]:9.3f}{ratio:9.2f}{size:>12}')
   lines.append(
     'floor: {flops:.3g} FLOPs at {flops_per_second:.3g}/s, {bytes:.3g} bytes '
     'at {bytes_per_second:.3g}/s, the larger'.format(**result['floor'])
@@ -231,17 +215,14 @@ def table(result: dict[str, Any]) -> str:
     f'of naive_flax: temporary memory {result["memory_ratio"]:.2f}, '
     f'compilation {result["compile_ratio"]:.2f}'
   )
+  if result['torch'] is None:
+    lines.append('PyTorch cannot be imported.')
   return '\n'.join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
   args = parse(argv)
-  result = run(args)
-  print(table(result))
-  if args.json:
-    with open(args.json, 'w', encoding='utf-8') as file:
-      json.dump(result, file, indent=2)
-      file.write('\n')
+  command.finish(args, run(args), table)
 
 
 if __name__ == '__main__':

@@ -19,6 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
   data.root = ''  # folder with the videos and the split lists
   data.features = 'efficientnet_lite0'  # feature extractor of videos
   data.features_dir = ''  # store of features; '' is ~/.cache/hman_jax/features
+  # Of features on disk: float16, or int8 with a scale for each channel
+  data.store_dtype = 'float16'
+  # Videos that cannot be decoded: error (all of them are named), or skip
+  data.on_bad_video = 'error'
   # Lists of video_folder: files of lines "path label", paths below data.root;
   # '' is none: class folders, or no such side
   data.train_list = ''
@@ -113,6 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
   train.on_nonfinite = 'stop'
   train.max_skipped = 10
   train.accumulate_steps = 1  # parts of a batch that are computed in turn
+  # Devices that share one copy of the large matrices (experiments/sharding.py)
+  train.model_devices = 1
   train.ema_decay = 0.0  # of the parameters that are evaluated; 0: none
   train.eval_every = 500  # steps between evaluations on validation
   train.log_every = 20  # steps between records in metrics.jsonl

@@ -34,19 +34,28 @@ class Opened(NamedTuple):
   findings: list[Finding]
 
 
-def new_flags() -> flags.FlagValues:
-  """Flags of one program: --config, --json, --help and --debug."""
+def new_flags(config: bool = True, json: bool = True) -> flags.FlagValues:
+  """Flags of one program: --config, --json, --help and --debug.
+
+  Args:
+    config: whether it has --config.
+    json: whether it has --json.
+
+  Returns:
+    The flags, to which a program adds its own.
+  """
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Recipe, a file in configs/.',
-    flag_values=values,
-    lock_config=True,
-  )
+  if config:
+    config_flags.DEFINE_config_file(
+      'config',
+      None,
+      'Recipe, a file in configs/.',
+      flag_values=values,
+      lock_config=True,
+    )
   for name, text in (
-    ('json', 'Print JSON in place of a report.'),
+    *((('json', 'Print JSON in place of a report.'),) if json else ()),
     ('help', 'Show this.'),
     ('debug', 'Show tracebacks of user errors.'),
   ):
@@ -204,7 +213,13 @@ def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
       print(f'{what}: {done}/{total}', file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[], int], values: flags.FlagValues, doc: str) -> None:
+def run(
+  main: Callable[..., int],
+  values: flags.FlagValues,
+  doc: str,
+  *,
+  takes_rest: bool = False,
+) -> None:
   """Parses the command line, runs a program, and exits.
 
   A user's mistake ends in one message, and exit code 2.
@@ -213,17 +228,22 @@ def run(main: Callable[[], int], values: flags.FlagValues, doc: str) -> None:
     main: the program; it returns its exit code.
     values: its flags, of `new_flags`.
     doc: what --help says before the flags.
+    takes_rest: whether `main` takes the list of what is no flag.
   """
   logging.set_verbosity(logging.WARNING)  # JAX tells which backends it tried
   for stream in (sys.stdout, sys.stderr):  # names of files may be no text
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
   try:
-    _parse(values)
+    rest = _parse(values)
     if values.help:
       print(f'{doc}\n{values.get_help()}')
       sys.exit(0)
-    code = main()
+    if rest and not takes_rest:
+      raise DataError(
+        f'{rest[0]!r}: no positional arguments; write flags as --name=value.'
+      )
+    code = main(rest) if takes_rest else main()
   except DataError as e:
     if '--debug' in sys.argv[1:]:
       raise
@@ -232,12 +252,8 @@ def run(main: Callable[[], int], values: flags.FlagValues, doc: str) -> None:
   sys.exit(code)
 
 
-def _parse(values: flags.FlagValues) -> None:
+def _parse(values: flags.FlagValues) -> list[str]:
   try:
-    rest = values(sys.argv)[1:]
+    return values(sys.argv)[1:]
   except Exception as e:  # a config is code: whatever it raises is its file's
     raise DataError(f'command line: {e}') from e
-  if rest:
-    raise DataError(
-      f'{rest[0]!r}: no positional arguments; write flags as --name=value.'
-    )

@@ -140,11 +140,7 @@ def train_batches(
     DataError: if a size is out of range, or the shards do not divide the batch.
   """
   _check_sizes(batch_size, num_frames, frame_stride)
-  if not 0 <= shard < num_shards or batch_size % num_shards:
-    raise DataError(
-      f'batch_size: expected a multiple of num_shards={num_shards} and shard '
-      f'in 0..{num_shards - 1}, got batch_size={batch_size}, shard={shard}.'
-    )
+  share = _share(batch_size, num_shards, shard)
   window = _Window(source, num_frames, frame_stride)
   rows = (
     grain.MapDataset.range(len(source))
@@ -153,7 +149,6 @@ def train_batches(
     .repeat()
     .random_map(window.random)
   )
-  share = batch_size // num_shards
   first = shard * share
 
   def make(step: int) -> Batch:
@@ -178,9 +173,11 @@ class eval_batches:
     batch_size: rows of a batch.
     num_frames: T.
     frame_stride: take every n-th frame of a clip.
+    num_shards: processes that share a batch.
+    shard: which rows to make, 0..num_shards-1.
 
   Raises:
-    DataError: if a size is out of range.
+    DataError: if a size is out of range, or the shards do not divide the batch.
   """
 
   def __init__(
@@ -190,8 +187,12 @@ class eval_batches:
     batch_size: int,
     num_frames: int,
     frame_stride: int = 1,
+    num_shards: int = 1,
+    shard: int = 0,
   ):
     _check_sizes(batch_size, num_frames, frame_stride)
+    self._share = _share(batch_size, num_shards, shard)
+    self._first = shard * self._share
     self._window = _Window(source, num_frames, frame_stride)
     self._batch_size = batch_size
     strided = -(-np.asarray(source.lengths) // frame_stride)
@@ -207,10 +208,11 @@ class eval_batches:
   def __iter__(self) -> Iterator[Batch]:
     for first in range(0, len(self.blocks), self._batch_size):
       blocks = self.blocks[first : first + self._batch_size]
+      blocks = blocks[self._first : self._first + self._share]
       rows = [self._window.cut(clip, start) for clip, start in blocks]
-      missing = self._batch_size - len(rows)
+      missing = self._share - len(rows)
       rows += [self._window.empty()] * missing
-      yield _collate(rows, 0)
+      yield _collate(rows, self._first)
 
 
 class _Window:
@@ -270,6 +272,16 @@ def _collate(rows: list[Batch], first_row: int) -> Batch:
   batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
   batch['row'] = np.arange(first_row, first_row + len(rows), dtype=np.int32)
   return batch
+
+
+def _share(batch_size: int, num_shards: int, shard: int) -> int:
+  """Rows of a shard."""
+  if not 0 <= shard < num_shards or batch_size % num_shards:
+    raise DataError(
+      f'batch_size: expected a multiple of num_shards={num_shards} and shard '
+      f'in 0..{num_shards - 1}, got batch_size={batch_size}, shard={shard}.'
+    )
+  return batch_size // num_shards
 
 
 def _check_sizes(batch_size: int, num_frames: int, frame_stride: int) -> None:

@@ -246,6 +246,8 @@ def _video_stream(
   context = streams[0].codec_context
   if context is None:
     raise VideoError(f'{path}: coded by what PyAV has no decoder for.')
+  # Several videos are decoded at once; one thread a core for each is too many.
+  context.thread_count = 1
   name = context.codec.canonical_name
   if name not in CODECS:
     raise VideoError(

@@ -17,11 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import config as config_lib
-from experiments import integrity
+from experiments import distributed, integrity, storage
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 from hman_jax import __version__
 
 FORMAT = 1
+# Of fingerprints, since 0.1.0 was first used: what it meant not to have it.
+_ADDED = {
+  'skipped_clips': [],
+  **{f'config.{name}': value for name, value in config_lib.ADDED.items()},
+}
 _ROOM = 2.2  # free space asked for, in sizes of the state: it is kept twice
 
 
@@ -64,6 +69,8 @@ class Checkpoints:
     self._refuse_damaged = refuse_damaged or read_only
     self._latest = _Directory(workdir / 'checkpoints', read_only)
     self._best = _Directory(workdir / 'best', read_only)
+    if not read_only:
+      self._set_aside_unfinished_best()
 
   def save(self, step: int, state: Any) -> None:
     """Saves the latest state.
@@ -133,10 +140,11 @@ class Checkpoints:
           ) from e
         aside = self._set_aside(path)
         self._latest.reload()
-        print(f'WARNING: {what}; set aside as {aside}', flush=True)
+        if distributed.is_first():
+          print(f'WARNING: {what}; set aside as {aside}', flush=True)
         damaged.append(step)
         continue
-      if damaged:
+      if damaged and distributed.is_first():
         print(f'WARNING: going on from step {step}', flush=True)
       return state
     if damaged:
@@ -172,7 +180,27 @@ class Checkpoints:
       'state, then takes its place.'
     )
 
+  def _set_aside_unfinished_best(self) -> None:
+    """What a kill left: that evaluation is not in the log, and comes again."""
+    unfinished = [
+      s for s in self._best.steps() if not self._best.is_finished(s)
+    ]
+    for step in distributed.from_first(unfinished):
+      path = self._best.path / str(step)
+      aside = self._set_aside(path)
+      if distributed.is_first():
+        print(
+          f'WARNING: {path}: its save was not finished; set aside as {aside}',
+          flush=True,
+        )
+    self._best.reload()
+
   def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
+    """Process 0 moves a damaged state away; all call it."""
+    aside = self._move_aside(path) if distributed.is_first() else ''
+    return pathlib.Path(distributed.from_first(str(aside)))
+
+  def _move_aside(self, path: pathlib.Path) -> pathlib.Path:
     folder = self._workdir / 'damaged'
     number = 0
     name = f'{path.parent.name}_{path.name}'
@@ -207,6 +235,7 @@ class _Directory:
 
   def __init__(self, path: pathlib.Path, read_only: bool):
     self.path = path
+    self._read_only = read_only
     options = ocp.CheckpointManagerOptions(
       enable_async_checkpointing=False,
       cleanup_tmp_directories=not read_only,
@@ -219,8 +248,16 @@ class _Directory:
       raise StorageError(f'{path}: {e.strerror or e}.') from e
 
   def steps(self) -> list[int]:
-    """Steps of the states, ascending."""
-    return sorted(self._manager.all_steps())
+    """Steps of the states, ascending; who only reads sees finished ones."""
+    return [
+      step
+      for step in sorted(self._manager.all_steps())
+      if not self._read_only or self.is_finished(step)
+    ]
+
+  def is_finished(self, step: int) -> bool:
+    """Whether all of a state was written; it may be damaged since."""
+    return integrity.is_finished(self.path / str(step))
 
   def reload(self) -> None:
     """Looks at the disk again."""
@@ -249,10 +286,18 @@ class _Directory:
         force=True,
       )
       self._manager.wait_until_finished()
-      integrity.write_manifest(self.path / str(step))
+      if distributed.is_first():
+        integrity.write_manifest(self.path / str(step))
+      distributed.wait()
       self.restore(step, state, {})
     except Exception as e:  # Orbax and TensorStore raise what they like
-      raise StorageError(self._no_room(step, needed, e)) from e
+      raise storage.refusal(
+        self.path.parent,
+        f'{self.path}: the checkpoint of step {step}',
+        _first_line(e),
+        round(_ROOM * needed),
+        leave_out=step,
+      ) from e
 
   def restore(self, step: int, like: Any, fingerprint: Mapping) -> Any:
     """Reads a state and proves it."""
@@ -264,8 +309,9 @@ class _Directory:
         f'(hman_jax {record["version"]}); this version reads {FORMAT} '
         f'(hman_jax {__version__}).'
       )
-    added = {f'config.{k}': v for k, v in config_lib.ADDED.items()}
-    lines = integrity.fingerprint_differences({**added, **written}, fingerprint)
+    lines = integrity.fingerprint_differences(
+      {**_ADDED, **written}, fingerprint
+    )
     lines += integrity.shape_differences(like, record)
     if lines:
       raise CheckpointError(
@@ -280,7 +326,8 @@ class _Directory:
       state = self._manager.restore(step, args=args).state
     except Exception as e:
       raise _DamagedError(_first_line(e)) from e
-    wrong = integrity.damaged_arrays(state, record)
+    found = distributed.exchange(integrity.damaged_arrays(state, record))
+    wrong = sorted(set().union(*found))
     if wrong:
       more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
       raise _DamagedError(f'wrong checksum: {", ".join(wrong[:3])}{more}')
@@ -289,7 +336,9 @@ class _Directory:
   def record(self, step: int) -> integrity.Record:
     """The record of a state; damaged unless sealed and of this step."""
     # Orbax never sees a file that is not as it was written.
-    wrong = integrity.damaged_files(self.path / str(step))
+    path = self.path / str(step)
+    wrong = integrity.damaged_files(path) if distributed.is_first() else ''
+    wrong = distributed.from_first(wrong)
     if wrong:
       raise _DamagedError(wrong)
     args = ocp.args.Composite(integrity=ocp.args.JsonRestore())
@@ -311,19 +360,6 @@ class _Directory:
   def close(self) -> None:
     """Waits for what is being written."""
     self._manager.close()
-
-  def _no_room(self, step: int, needed: int, error: Exception) -> str:
-    good = [s for s in self.steps() if s != step]
-    try:
-      free = f'{shutil.disk_usage(self.path).free / 1e6:.1f} MB are free'
-    except OSError:
-      free = 'free space unknown'
-    return (
-      f'{self.path}: the checkpoint of step {step} cannot be written '
-      f'({_first_line(error)}). It needs {_ROOM * needed / 1e6:.1f} MB; '
-      f'{free}. Last good step: {good[-1] if good else "none"}. Mend this and '
-      'run the same command to go on from there.'
-    )
 
 
 def _as_number(x: np.ndarray) -> np.ndarray:

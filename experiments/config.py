@@ -166,6 +166,8 @@ FIELDS: dict[str, Field] = {
   'data.root': Field(str),
   'data.features': _choice('efficientnet_lite0'),
   'data.features_dir': Field(str),
+  'data.store_dtype': _choice('float16', 'int8'),
+  'data.on_bad_video': _choice('error', 'skip'),
   'data.train_list': Field(str),
   'data.validation_list': Field(str),
   'data.test_list': Field(str),
@@ -232,6 +234,7 @@ FIELDS: dict[str, Field] = {
   'train.on_nonfinite': _choice('stop', 'skip'),
   'train.max_skipped': _count(0),
   'train.accumulate_steps': _count(high=_BATCH),
+  'train.model_devices': _count(),
   'train.ema_decay': _RATE,
   'train.eval_every': _count(),
   'train.log_every': _count(),
@@ -246,6 +249,9 @@ FIELDS: dict[str, Field] = {
 
 # Fields that came after 0.1.0 was first used, and what runs without them did.
 ADDED = {
+  'data.store_dtype': 'float16',
+  'data.on_bad_video': 'error',
+  'train.model_devices': 1,
   'model.dtype': 'float32',
   'model.backward': 'deferred',
   'model.remat': False,
@@ -260,6 +266,7 @@ RESUMABLE = (
   'eval.batch_size',
   'train.log_every',
   'train.log_seconds',
+  'train.model_devices',
 )
 
 

@@ -17,12 +17,14 @@ class Splits(NamedTuple):
   Attributes:
     train, validation, test: see `data.pipeline`.
     preprocessing: how a video becomes features, JSON-able: for the workdir.
+    skipped: names of clips left out, since their videos are bad.
   """
 
   train: pipeline.ClipSource
   validation: pipeline.ClipSource
   test: pipeline.ClipSource
   preprocessing: dict
+  skipped: tuple[str, ...] = ()
 
 
 def load(
@@ -69,7 +71,7 @@ def _composite_actions(config) -> Splits:
 
 
 def _videos(config, should_stop) -> Splits:
-  from data import catalogue, clips, features  # these need PyAV
+  from data import catalogue, clips, extract, features  # these need PyAV
 
   data = config.data
   dataset = catalogue.read(data)
@@ -77,23 +79,33 @@ def _videos(config, should_stop) -> Splits:
     print(f'warning: {finding}', file=sys.stderr, flush=True)
   parts = clips.partition(dataset, data.validation_fraction, config.seed)
   extractor = features.EXTRACTORS[data.features]()
-  directory = pathlib.Path(data.features_dir or features.default_features_dir())
-  paths = features.prepare(
+  prepared = extract.prepare(
     [clip.path for part in parts for clip in part],
     extractor,
-    directory,
+    pathlib.Path(data.features_dir or extract.default_features_dir()),
     fps=data.fps or None,
+    dtype=data.store_dtype,
+    on_bad=data.on_bad_video,
     should_stop=should_stop,
   )
-  sources = {
-    name: features.VideoFeatures(
-      [c.name for c in part],
-      [paths[c.path] for c in part],
-      [c.label for c in part],
+  sources, skipped = {}, []
+  for name, part in zip(parts._fields, parts):
+    kept = [c for c in part if c.path in prepared.paths]
+    left_out = [c.name for c in part if c.path in prepared.bad]
+    sources[name] = features.VideoFeatures(
+      [c.name for c in kept],
+      [prepared.paths[c.path] for c in kept],
+      [c.label for c in kept],
       class_names=dataset.class_names,
-      identity={**dataset.identity, 'part': name, **extractor.identity},
-      videos=[c.path for c in part],
+      identity={
+        **dataset.identity,
+        'part': name,
+        'skipped': left_out,
+        **extractor.identity,
+      },
+      videos=[c.path for c in kept],
     )
-    for name, part in zip(parts._fields, parts)
-  }
-  return Splits(**sources, preprocessing=dict(extractor.identity))
+    skipped += left_out
+  return Splits(
+    **sources, preprocessing=dict(extractor.identity), skipped=tuple(skipped)
+  )

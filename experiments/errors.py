@@ -1,7 +1,7 @@
 """Errors that end a program with one message and an exit code, no traceback.
 
-2: the user's input; 3: the machine (disk, lock, memory); 4: training is not
-finite; 128 + signal: asked to stop.
+2: the user's input; 3: the machine (disk, lock, memory, another process of the
+run); 4: training is not finite; 128 + signal: asked to stop.
 """
 
 import signal
@@ -27,6 +27,12 @@ class CheckpointError(HmanError):
 
 class StorageError(HmanError):
   """A file cannot be written, or the working directory is in use."""
+
+  exit_code = 3
+
+
+class PeerError(HmanError):
+  """Another process of the run is dead, stuck, or did not come."""
 
   exit_code = 3
 

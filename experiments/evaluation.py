@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from data import pipeline
+from experiments import distributed, sharding
 from hman_jax import metrics
 
 CHANCE_SEED = 0  # of the shifts that give the chance level of boundaries
@@ -22,15 +23,27 @@ class Evaluator:
   Args:
     config: a resolved config.
     model: from `train.make_model`.
+    mesh: devices over which batches are spread, of all processes, of which each
+      reads its rows; None: one device.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, model):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    model,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
     self._config = config
+    self._mesh = mesh
     self._has_boundaries = config.model.cell == 'hm_lstm'
     self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
     self._key = jax.random.key(config.seed)
 
-    @functools.partial(jax.jit, static_argnames=('sample', 'weights'))
+    @functools.partial(
+      jax.jit,
+      static_argnames=('sample', 'weights'),
+      out_shardings=None if mesh is None else sharding.everywhere(mesh),
+    )
     def apply(params, batch, key, sample, weights):
       keys = _clip_keys(key, batch['clip'], batch['start'])
       out = model.apply(
@@ -42,7 +55,8 @@ class Evaluator:
         sample_boundaries=sample,
         boundary_slope=5.0,
       )
-      shown = {'logits': out.logits}
+      shown = {k: v for k, v in batch.items() if k != 'features'}
+      shown['logits'] = out.logits
       if out.attention is not None:
         shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
         shown['entropy'] = out.attention.entropy
@@ -126,23 +140,32 @@ class Evaluator:
     The T-frame blocks of a clip stay rows of their own.
     """
     config = self._config
+    batch_size = config.eval.batch_size
+    if self._mesh is not None:  # rows for all devices; more rows are padding
+      batch_size += -batch_size % self._mesh.shape['data']
     batches = pipeline.eval_batches(
       source,
-      batch_size=config.eval.batch_size,
+      batch_size=batch_size,
       num_frames=config.data.num_frames,
       frame_stride=config.data.frame_stride,
+      num_shards=distributed.count(),
+      shard=distributed.index(),
     )
     if clips is not None:
       wanted = set(clips)
       batches.blocks = [b for b in batches.blocks if b[0] in wanted]
     key = jax.random.fold_in(self._key, draw)
+    if self._mesh is not None:
+      key = sharding.put_key(key, self._mesh)
     parts = []
     for batch in batches:
+      distributed.beat('evaluating')
       check()
+      if self._mesh is not None:
+        batch = sharding.put_rows(batch, self._mesh)
       shown = jax.device_get(self._apply(params, batch, key, sample, weights))
-      real = batch['weight'] > 0
-      truth = {k: v for k, v in batch.items() if k != 'features'}
-      parts.append({k: v[real] for k, v in {**truth, **shown}.items()})
+      real = shown['weight'] > 0
+      parts.append({k: v[real] for k, v in shown.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
   def summarise(self, source, draws: list[dict]) -> dict:

@@ -8,14 +8,15 @@ word; here they are found.
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from experiments import storage
 from hman_jax import __version__
 
 Record = dict[str, Any]
@@ -24,9 +25,21 @@ _MANIFEST = 'manifest.json'
 
 
 def arrays_of(state: Any) -> dict[str, np.ndarray]:
-  """The arrays of a state on the host, by their path in it."""
-  leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
+  """The arrays of a state on the host, by their path in it.
+
+  Called by all processes, if some hold parts of an array only.
+  """
+  leaves, _ = jax.tree.flatten_with_path(jax.tree.map(_whole, state))
+  leaves = jax.device_get(leaves)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def _whole(x):
+  """An array that this process has all of."""
+  is_here = not isinstance(x, jax.Array) or x.is_fully_addressable
+  if is_here or x.is_fully_replicated:
+    return x
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def make(step: int, state: Any, fingerprint: Mapping[str, Any]) -> Record:
@@ -128,12 +141,15 @@ def write_manifest(directory: pathlib.Path) -> None:
   """
   files = _files(directory)
   manifest = {'files': {name: _digest(directory / name) for name in files}}
-  temporary = directory / f'{_MANIFEST}.tmp'
-  temporary.write_text(json.dumps({**manifest, _SEAL: _seal(manifest)}))
-  for path in (temporary, *directory.rglob('*'), directory, directory.parent):
-    _sync(path)
-  temporary.replace(directory / _MANIFEST)
-  _sync(directory)
+  for path in (*directory.rglob('*'), directory, directory.parent):
+    storage.sync(path)
+  text = json.dumps({**manifest, _SEAL: _seal(manifest)})
+  storage.write_whole(directory / _MANIFEST, text)
+
+
+def is_finished(directory: pathlib.Path) -> bool:
+  """Whether the list of a checkpoint's files, the last of them, is there."""
+  return (directory / _MANIFEST).exists()
 
 
 def damaged_files(directory: pathlib.Path) -> str:
@@ -161,7 +177,7 @@ def damaged_files(directory: pathlib.Path) -> str:
 
 
 def _files(directory: pathlib.Path) -> list[str]:
-  ours = (_MANIFEST, f'{_MANIFEST}.tmp')
+  ours = (_MANIFEST, f'.{_MANIFEST}.tmp')
   return sorted(
     str(path.relative_to(directory))
     for path in directory.rglob('*')
@@ -172,11 +188,3 @@ def _files(directory: pathlib.Path) -> list[str]:
 def _digest(path: pathlib.Path) -> str:
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

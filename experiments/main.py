@@ -9,7 +9,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import config as config_lib
-from experiments.errors import HmanError, StoppedRun
+from experiments import distributed, storage
+from experiments.errors import HmanError, StoppedRun, StorageError
+from experiments.stopping import Stop
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -27,6 +29,29 @@ _REFUSE_DAMAGED = flags.DEFINE_bool(
   False,
   'Stop at a damaged checkpoint, where the one before it would be used.',
 )
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'Several processes: HOST:PORT of process 0, the same for all. Or '
+  'JAX_COORDINATOR_ADDRESS.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are. Or JAX_NUM_PROCESSES.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which this is, from 0. Or JAX_PROCESS_ID.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'Several processes, as SLURM, Kubernetes, Open MPI or Cloud TPU tell.',
+)
+_WATCHDOG = flags.DEFINE_float(
+  'watchdog_s',
+  distributed.WATCHDOG_S,
+  'Several processes: seconds without getting on after which all end.',
+  lower_bound=1.0,
+)
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks of user errors.')
 
 
@@ -42,61 +67,107 @@ def main(argv: list[str]) -> None:
   config = config_lib.resolve(_config())
   allowed = config_lib.changeable(_ALLOWED.value)
 
-  # Imported late: a mistake in a flag is told before JAX starts.
-  from experiments import workdir
-  from experiments.stopping import Stop
+  place = distributed.place(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    _DISTRIBUTED.value,
+  )
 
+  # Imported late: a mistake in a flag is told before JAX starts.
+  distributed.start(place, _WATCHDOG.value)
   stop = Stop()
   stop.install()
-  directory = pathlib.Path(_WORKDIR.value or workdir.default(_recipe()))
-  workdir.check(directory, config, allowed)
-  table = workdir.finished_table(directory)
-  if table is not None:
+  from experiments import workdir
+
+  if distributed.count() > 1:
+    _check_same_program(config, allowed)
+  default = _WORKDIR.value or str(workdir.default(_recipe()))
+  directory = pathlib.Path(distributed.from_first(default)).expanduser()
+  first = distributed.is_first()
+  if first:
+    workdir.check(directory, config, allowed)
+  table = distributed.from_first(workdir.finished_table(directory))
+  if table is None:
+    with workdir.owned(directory) if first else contextlib.nullcontext():
+      distributed.check_shared(directory / workdir.LOCK)
+      _run(config, directory, allowed, stop)
+  elif first:
     print(f'already complete at step {config.train.num_steps}: {directory}')
     print(table, end='')
-    return
-  with workdir.owned(directory):
-    _run(config, directory, allowed, stop)
+  distributed.finish()
+
+
+def _check_same_program(config, allowed: list[str]) -> None:
+  """Refuses processes with another config, code or flags, before any work."""
+  import jax
+
+  fields = config_lib.flatten(config.to_dict())
+  for local in ('data.root', 'data.features_dir'):  # disks of a machine
+    del fields[local]
+  distributed.check_same(
+    {
+      **{f'config.{name}': value for name, value in fields.items()},
+      '--workdir': _WORKDIR.value,
+      '--allow_config_change': allowed,
+      '--refuse_damaged': _REFUSE_DAMAGED.value,
+      'version of jax': jax.__version__,
+      'code': distributed.code_digest(),
+    }
+  )
 
 
 def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   """A run in its own directory, from wherever it is to the table."""
   from data.errors import StoppedError
-  from experiments import datasets, runtime, train, workdir
+  from experiments import datasets, runtime, sharding, train, workdir
   from experiments.checkpoint import Checkpoints
-  from experiments.reporting import RunLog
+  from experiments.reporting import RunLog, SilentLog
 
   runtime.enable_compilation_cache()
-  mesh = train.data_mesh(config.train)
+  mesh = sharding.make_mesh(config.train)
+
+  def stopping() -> bool:
+    distributed.beat('preparing the data')
+    return stop.requested()
+
   try:
-    splits = datasets.load(config, should_stop=stop.requested)
+    splits = distributed.after_first(
+      lambda: datasets.load(config, should_stop=stopping), stop.requested
+    )
   except StoppedError as e:
     assert stop.signal is not None
     raise StoppedRun(stop.signal, str(e)) from e
-  stop.check()
-  workdir.claim(directory, config, splits)
-  print(
-    f'workdir: {directory}\nto continue after a stop, the same command with '
-    f'--workdir={directory}\n{len(splits.train.class_names)} classes; '
-    f'{len(splits.train)} training, {len(splits.validation)} validation, '
-    f'{len(splits.test)} test clips',
-    flush=True,
-  )
+  stop.agree()
+  fingerprint = workdir.fingerprint(config, splits)
+  distributed.check_same(fingerprint)
+  first = distributed.is_first()
+  if first:
+    workdir.claim(directory, config, splits)
+    print(
+      f'workdir: {directory}\nto continue after a stop, the same command with '
+      f'--workdir={directory}\n{len(splits.train.class_names)} classes; '
+      f'{len(splits.train)} training, {len(splits.validation)} validation, '
+      f'{len(splits.test)} test clips',
+      flush=True,
+    )
   checkpoints = Checkpoints(
     directory,
     config.checkpoint.keep,
-    workdir.fingerprint(config, splits),
+    fingerprint,
     _REFUSE_DAMAGED.value,
     allowed=[f'config.{name}' for name in allowed],
   )
-  log = RunLog(directory, config.train.log_every, config.train.log_seconds)
+  make_log = RunLog if first else SilentLog
+  log = make_log(directory, config.train.log_every, config.train.log_seconds)
   with contextlib.closing(checkpoints), contextlib.closing(log):
     train.run(config, splits, mesh, checkpoints, log, stop)
     text, scores = train.final_evaluation(
-      config, splits, checkpoints, log, stop
+      config, splits, mesh, checkpoints, log, stop
     )
-  path = workdir.finish(directory, scores, text)
-  print(f'\n{text}\n\nmetrics: {path}')
+  if first:
+    path = workdir.finish(directory, scores, text)
+    print(f'\n{text}\n\nmetrics: {path}')
 
 
 def _config():
@@ -142,8 +213,25 @@ def run() -> None:
     if '--debug' in sys.argv[1:] or (_DEBUG.present and _DEBUG.value):
       raise
     word = 'stopped' if isinstance(e, StoppedRun) else 'error'
+    if distributed.count() > 1:
+      word += f': process {distributed.index()}'
     print(f'{word}: {e}', file=sys.stderr)
-    sys.exit(getattr(e, 'exit_code', 2))
+    code = getattr(e, 'exit_code', 2)
+    distributed.leave(code, str(e))
+    sys.exit(code)
+  except OSError as e:
+    # As where the screen is a file on the disk that is full.
+    if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
+      raise
+    with contextlib.suppress(OSError):
+      print(f'error: {e}', file=sys.stderr)
+    sys.stdout = None  # holds what cannot be written
+    distributed.leave(StorageError.exit_code, str(e))
+    sys.exit(StorageError.exit_code)
+  except Exception as e:
+    if distributed.count() == 1:
+      raise
+    distributed.lost(e)
 
 
 if __name__ == '__main__':

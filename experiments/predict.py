@@ -16,7 +16,6 @@ import contextlib
 import json
 import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -139,7 +138,7 @@ def recognise(
   fps = recogniser.fps or header.fps or default_fps
   try:
     with contextlib.ExitStack() as stack:
-      stage = stack.enter_context(_stage(folder)) if folder else None
+      stage = stack.enter_context(program.staged(folder)) if folder else None
       files = _Files(stack, stage, recogniser, fps)
       output = None
       for output in recogniser.stream(files.frames(video)):
@@ -156,20 +155,6 @@ def recognise(
   except OSError as e:
     raise HmanError(f'{folder}: cannot write: {e.strerror or e}.') from e
   return result
-
-
-@contextlib.contextmanager
-def _stage(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder beside, whose files come into `folder` if all goes well."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{folder.name}.', dir=folder.parent
-  ) as name:
-    stage = pathlib.Path(name)
-    yield stage
-    folder.mkdir(exist_ok=True)
-    for file in sorted(stage.iterdir()):
-      file.replace(folder / file.name)
 
 
 class _Files:

@@ -3,8 +3,11 @@
 Each program has its own `FlagValues`, so that several can be imported at once.
 """
 
+import contextlib
+import pathlib
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 from absl import flags, logging
 
@@ -87,3 +90,17 @@ def required(values: flags.FlagValues, name: str) -> str:
   if value in (None, ''):
     raise HmanError(f'--{name}: missing. --help shows all flags.')
   return value
+
+
+@contextlib.contextmanager
+def staged(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside, whose files come into `folder` if all goes well."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f'.{folder.name}.', dir=folder.parent
+  ) as name:
+    stage = pathlib.Path(name)
+    yield stage
+    folder.mkdir(exist_ok=True)
+    for file in sorted(stage.iterdir()):
+      file.replace(folder / file.name)

@@ -11,14 +11,12 @@ the length of a video.
 """
 
 import collections
-import functools
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data import features as features_lib
@@ -27,9 +25,10 @@ from data.features import Extractor
 from experiments import train, trained
 from experiments.errors import HmanError, WorkdirError
 from experiments.trained import TrainedRun
-from hman_jax import metrics
+from hman_jax import metrics, streaming
+from hman_jax.models import RecogniserOutput
 
-_PIECE = 16  # frames a call of the model
+_PIECE = 16  # frames a call of the extractor
 
 Video = str | pathlib.Path | np.ndarray
 
@@ -103,7 +102,9 @@ class VideoRecogniser:
     block = run.config.data.num_frames
     whole = run.config.model.initial_state == 'mean_features'
     self._piece = block if whole else min(_PIECE, block)
-    self._apply = jax.jit(functools.partial(_apply, run.model))
+    self._next_frame = streaming.compiled_step(
+      run.model, deterministic=True, boundary_slope=train.MAX_SLOPE
+    )
 
   @classmethod
   def load(
@@ -209,7 +210,7 @@ class VideoRecogniser:
     return self._stream_features(pieces)
 
   def _pieces(self, items: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Lists of items for one call of the model, never across two blocks."""
+    """Lists of items for one call of the extractor, never across two blocks."""
     items, done = iter(items), 0
     block = self.run.config.data.num_frames
     while piece := list(
@@ -220,57 +221,35 @@ class VideoRecogniser:
 
   def _stream_features(self, pieces: Iterable[np.ndarray]):
     block = self.run.config.data.num_frames
-    state, done, average = None, 0, _Average(len(self.class_names))
+    stream, done, average = None, 0, _Average(len(self.class_names))
     for piece in pieces:
-      if not self.carry_state and done % block == 0:
-        state = None
+      if stream is None or (not self.carry_state and done % block == 0):
+        stream = streaming.start(self.run.model, self.run.params, piece[None])
         average.begin()
-      shown, state = self._call(piece, state, done)
-      for t in range(len(piece)):
-        average.add(shown['probabilities'][t])
-        yield FrameOutput(
-          index=(done + t) * self.frame_stride,
-          probabilities=shown['probabilities'][t],
-          running=average.value(),
-          weights=shown['weights'][t] if 'weights' in shown else None,
-          z=shown['z'][t] > 0.5 if 'z' in shown else None,
-          operation=shown['operation'][t] if 'z' in shown else None,
+      for features in piece:
+        stream, output = self._next_frame(
+          self.run.params, stream, features[None]
         )
-      done += len(piece)
+        shown = self._shown(output, done * self.frame_stride)
+        average.add(shown.probabilities)
+        yield shown._replace(running=average.value())
+        done += 1
 
-  def _call(self, piece: np.ndarray, state: Any, start: int):
-    """Outputs `[n, ...]` of n frames, and the state after them."""
-    count = len(piece)
-    features = np.zeros((1, self._piece, *piece.shape[1:]), piece.dtype)
-    features[0, :count] = piece
-    mask = np.arange(self._piece)[None] < count
-    params = self.run.params
-    shown, state = self._apply(params, features, mask, state, start)
-    shown = {k: np.asarray(v)[0, :count] for k, v in shown.items()}
-    logits = shown.pop('logits')[:, None]  # each frame a block of its own
-    shown['probabilities'] = metrics.block_probabilities(
-      logits, np.ones((count, 1), bool)
+  def _shown(self, output: RecogniserOutput, index: int) -> FrameOutput:
+    """What is shown of a frame, but the running average."""
+    logits, attention, cell, _ = jax.device_get(output)
+    has_boundaries = cell is not None and cell.z is not None
+    (probabilities,) = metrics.block_probabilities(
+      logits[:, None], np.ones((1, 1), bool)
     )
-    return shown, state
-
-
-def _apply(model, params, features, mask, state, start):
-  """The model on the next frames of a stream: what is shown, and the state."""
-  out = model.apply(
-    params,
-    features,
-    mask,
-    deterministic=True,
-    boundary_slope=train.MAX_SLOPE,
-    state=state,
-    start=jnp.asarray(start),
-  )
-  shown = {'logits': out.logits}
-  if out.attention is not None:
-    shown['weights'] = out.attention.weights
-  if out.cell is not None and out.cell.z is not None:
-    shown |= {'z': out.cell.z, 'operation': out.cell.operation}
-  return shown, out.state
+    return FrameOutput(
+      index=index,
+      probabilities=probabilities,
+      running=probabilities,
+      weights=None if attention is None else attention.weights[0],
+      z=cell.z[0] > 0.5 if has_boundaries else None,
+      operation=cell.operation[0] if has_boundaries else None,
+    )
 
 
 class _Average:

@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from experiments import storage
 from experiments.errors import StorageError
 
 _SCREEN = (
@@ -28,16 +32,19 @@ class RunLog:
   """
 
   def __init__(self, workdir: pathlib.Path, every: int, seconds: float):
+    self._workdir = workdir
     self._path = workdir / 'metrics.jsonl'
-    self._folder = str(workdir / 'tensorboard')
     self._every = every
     self._seconds = seconds
-    self._events: SummaryWriter | None = None
+    self._events: _Events | None = None
 
   def begin(self, step: int, num_steps: int, batch_size: int) -> None:
     """Starts at a step; records of later steps, of a lost run, are dropped."""
-    self._done = self._drop_after(step)
-    self._events = SummaryWriter(self._folder, purge_step=step + 1)
+    try:
+      self._done = self._drop_after(step)
+      self._events = _Events(self._workdir / 'tensorboard', step)
+    except OSError as e:
+      raise self._refusal(e) from e
     self._num_steps = num_steps
     self._batch_size = batch_size
     self._first = self._last_record = step
@@ -98,26 +105,29 @@ class RunLog:
   def close(self) -> None:
     """Writes what is still in memory."""
     if self._events is not None:
-      self._events.close()
+      try:
+        self._events.close()
+      except OSError as e:
+        raise self._refusal(e) from e
 
   def _record(self, mode: str, step: int, values: dict) -> None:
     # JSON has no word for what is not finite.
     record = {'mode': mode, 'step': step} | {
       k: v if math.isfinite(v) else None for k, v in values.items()
     }
-    try:
-      with self._path.open('a') as file:
-        file.write(json.dumps(record) + '\n')
-    except OSError as e:
-      raise StorageError(
-        f'{self._path}: cannot write: {e.strerror}. Mend this and run the same '
-        'command to go on from the last checkpoint.'
-      ) from e
-    self._done.add((mode, step))
     assert self._events is not None, 'begin() comes first'
-    for name, value in values.items():
-      self._events.add_scalar(f'{mode}/{name}', value, step)
-    self._events.flush()
+    try:
+      storage.append(self._path, json.dumps(record) + '\n')
+      self._events.add(step, {f'{mode}/{k}': v for k, v in values.items()})
+    except OSError as e:
+      raise self._refusal(e) from e
+    self._done.add((mode, step))
+
+  def _refusal(self, error: OSError) -> StorageError:
+    what = error.filename or self._path
+    return storage.refusal(
+      self._workdir, f'{what}: the log', error.strerror, 1 << 16
+    )
 
   def _line(self, step: int, values: Mapping, now: float) -> str:
     speed = (step - self._first) / max(now - self._started, 1e-9)
@@ -138,23 +148,70 @@ class RunLog:
       return set()
     text = self._path.read_text(errors='replace')
     kept = [line for line in text.splitlines() if _step_of(line) <= step]
-    temporary = self._path.with_suffix('.tmp')
-    try:
-      temporary.write_text(''.join(line + '\n' for line in kept))
-      temporary.replace(self._path)
-    except OSError as e:
-      raise StorageError(f'{self._path}: cannot write: {e.strerror}.') from e
+    storage.write_whole(self._path, ''.join(line + '\n' for line in kept))
     records = map(json.loads, kept)
     return {(record['mode'], record['step']) for record in records}
+
+
+class SilentLog(RunLog):
+  """Says and writes nothing: of all processes of a run but the first."""
+
+  def begin(self, step: int, num_steps: int, batch_size: int) -> None:
+    """Knows of no records."""
+    self._done = set()
+
+  def step(
+    self, step: int, metrics: Mapping, *, epoch, lr, data_time: float
+  ) -> None:
+    """Drops them."""
+
+  def evaluation(self, step: int, split: str, scores: Mapping) -> None:
+    """Drops them."""
+
+  def last_train(self) -> dict[str, float]:
+    """Nothing."""
+    return {}
 
 
 def _step_of(line: str) -> float:
   try:
     record = json.loads(line)
     # The final test is made again by a run that goes on.
-    return float('inf') if record['mode'] == 'test' else record['step']
-  except (ValueError, KeyError):  # torn by a kill
+    return float('inf') if record['mode'] == 'test' else float(record['step'])
+  except (ValueError, KeyError, TypeError):  # torn by a kill
     return float('inf')
+
+
+class _Events:
+  """TensorBoard's events of one start, written by the thread that trains.
+
+  tensorboardX's own writer has a thread: a full disk ends it without a word,
+  and the training then waits for it for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    folder.mkdir(exist_ok=True)
+    # TensorBoard reads the files by name: by number, whatever the clock says.
+    number = sum(1 for _ in folder.iterdir())
+    self._file = EventsWriter(str(folder / f'{number:06d}'), f'.{os.getpid()}')
+    lost = step + 1  # TensorBoard drops what an earlier start wrote from here
+    self._write(Event(step=lost, file_version='brain.Event:2'))
+    start = SessionLog(status=SessionLog.START)
+    self._write(Event(step=lost, session_log=start))
+
+  def add(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds values of a step; the disk then holds them."""
+    for name, value in values.items():
+      self._write(Event(step=step, summary=summary.scalar(name, value)))
+    self._file.flush()
+
+  def close(self) -> None:
+    """Writes what is still in memory."""
+    self._file.close()
+
+  def _write(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._file.write_event(event)
 
 
 def _rates(values: Mapping, suffix: str = '') -> str:

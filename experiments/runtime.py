@@ -15,4 +15,4 @@ def cache_home() -> pathlib.Path:
 def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk: a second start compiles nothing."""
   jax.config.update('jax_compilation_cache_dir', str(cache_home() / 'xla'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from data import pipeline
-from experiments import evaluation, reporting
+from experiments import distributed, evaluation, reporting, sharding
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
-from experiments.errors import ConfigError, NonFiniteError, StoppedRun
+from experiments.errors import NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
 from experiments.stopping import Stop
 from hman_jax import losses, models, stochastic
@@ -163,7 +163,8 @@ def make_train_step(
     `axis_name`; the noise of a row depends on `batch['row']`, not on where it
     is computed, so both give the same numbers. A step whose loss or gradient
     is not finite changes nothing but `step` and `skipped`; its metric
-    `nonfinite` is 1.
+    `nonfinite` is 1. With `batch['signal']` there is a metric `signal`, its
+    largest.
   """
   loss_config, train = config.loss, config.train
 
@@ -283,6 +284,8 @@ def make_train_step(
     old = state._replace(step=state.step + 1, skipped=state.skipped + 1)
     state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     metrics['skipped'] = state.skipped.astype(jnp.float32)
+    if 'signal' in batch:  # of any of several processes
+      metrics['signal'] = jnp.max(batch['signal'])
     return state, metrics
 
   return train_step
@@ -324,54 +327,42 @@ def _has_boundaries(out) -> bool:
   return out.cell is not None and out.cell.z is not None
 
 
-def data_mesh(train: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """A 1-D mesh named 'data' over all devices.
-
-  Args:
-    train: config.train.
-
-  Raises:
-    ConfigError: if devices and parts do not divide the batch.
-  """
-  devices = jax.devices()
-  if train.batch_size % (len(devices) * train.accumulate_steps):
-    raise ConfigError(
-      f'config.train.batch_size: expected a multiple of the {len(devices)} '
-      f'devices times config.train.accumulate_steps={train.accumulate_steps}, '
-      f'got {train.batch_size}.'
-    )
-  return jax.make_mesh(
-    (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
-  )
-
-
 class _Watch:
   """Looks at the steps' metrics, one step late so that no step is waited for.
 
   Args:
     train: config.train.
     source: the training clips, for their names.
+    stop: told of a signal to any process.
+    latest_step: asks for the step of the last checkpoint.
   """
 
-  def __init__(self, train: ml_collections.ConfigDict, source):
-    self._train, self._source = train, source
+  def __init__(
+    self,
+    train: ml_collections.ConfigDict,
+    source,
+    stop: Stop,
+    latest_step: Callable[[], int | None],
+  ):
+    self._train, self._source, self._stop = train, source, stop
+    self._latest_step = latest_step
     self._pending: tuple | None = None
 
   def add(self, step: int, metrics: dict, batch: pipeline.Batch) -> None:
     """Checks the step before, and takes this one."""
     self.check()
-    self._pending = (
-      step, metrics['nonfinite'], metrics['skipped'], batch['clip']
-    )  # fmt: skip
+    self._pending = step, metrics, batch['clip']
 
   def check(self) -> None:
     """Raises `NonFiniteError` if the last step taken is one too many."""
     if self._pending is None:
       return
-    step, nonfinite, skipped, clips = self._pending
+    step, metrics, clips = self._pending
     self._pending = None
-    if not float(nonfinite):
+    self._stop.agreed = int(metrics.get('signal', 0)) or self._stop.agreed
+    if not float(metrics['nonfinite']):
       return
+    skipped = metrics['skipped']
     names = ', '.join(self._source.clip_names[i] for i in clips[:8])
     more = f' and {len(clips) - 8} more' if len(clips) > 8 else ''
     what = (
@@ -383,10 +374,11 @@ class _Watch:
       print(f'WARNING: {what}; skipped ({int(skipped)} of {allowed})')
       return
     raise NonFiniteError(
-      f'{what}. Nothing of this step is kept, and the checkpoint before it is '
-      'whole. Look for damaged features among these clips; else try a smaller '
-      'config.train.learning_rate or config.train.clip_norm, or '
-      'config.train.on_nonfinite=skip (with a larger config.train.max_skipped).'
+      f'{what}. Nothing of this step is kept; last good checkpoint: step '
+      f'{self._latest_step()}. Look for damaged features among these clips; '
+      'else try a smaller config.train.learning_rate or '
+      'config.train.clip_norm, or config.train.on_nonfinite=skip (with a '
+      'larger config.train.max_skipped).'
     )
 
 
@@ -403,10 +395,11 @@ def run(
   Args:
     config: a resolved config.
     splits: train, validation and test clips.
-    mesh: from `data_mesh`; batches are spread over it.
+    mesh: from `sharding.make_mesh`; batches are spread over it.
     checkpoints: where states are saved and restored.
     log: where metrics go.
-    stop: looked at between steps and evaluation batches.
+    stop: looked at between steps and evaluation batches; of several processes,
+      all stop after the same step.
 
   Returns:
     The last state. The best on validation is in `checkpoints`.
@@ -420,25 +413,24 @@ def run(
   model = make_model(config, len(splits.train.class_names), shape)
   optimizer = make_optimizer(train)
   steps_per_epoch = len(splits.train) / train.batch_size
-  sharded = NamedSharding(mesh, PartitionSpec('data'))
-  replicated = NamedSharding(mesh, PartitionSpec())
-
   state = init_state(config, model, optimizer, shape)
-  restored = checkpoints.restore_latest(state)
+  places = sharding.of_state(state, mesh)
+  restored = checkpoints.restore_latest(jax.device_put(state, places))
   if restored is None and config.model.feature_norm == 'standard':
     statistics = pipeline.feature_statistics(splits.train)
     params = models.with_statistics(state.params, *statistics)
     averaged = _copy(params) if train.ema_decay else None
     state = state._replace(params=params, averaged=averaged)
-  state = jax.device_put(restored or state, replicated)
+  state = restored or jax.device_put(state, places)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
   step_fn = jax.jit(
     make_train_step(config, model, optimizer, steps_per_epoch),
     donate_argnums=0,
+    out_shardings=(places, sharding.everywhere(mesh)),
   )
-  evaluator = evaluation.Evaluator(config, model)
-  key = jax.device_put(jax.random.key(config.seed), replicated)
+  evaluator = evaluation.Evaluator(config, model, mesh)
+  key = sharding.put_key(jax.random.key(config.seed), mesh)
   rate = learning_rate(train)
   batches = pipeline.train_batches(
     splits.train,
@@ -447,31 +439,40 @@ def run(
     frame_stride=config.data.frame_stride,
     seed=config.seed,
     start_step=start,
+    num_shards=distributed.count(),
+    shard=distributed.index(),
   )
-  watch = _Watch(train, splits.train)
+  watch = _Watch(train, splits.train, stop, checkpoints.latest_step)
   step = start
   try:
     while True:
       is_last = step == train.num_steps
       # A run stopped while it evaluated this step evaluates it again.
       due = step % train.eval_every == 0 or is_last
-      if step and due and not log.has('validation', step):
+      if (
+        step and due and not distributed.from_first(log.has('validation', step))
+      ):
         watch.check()
         scores = evaluator.score(
-          state.evaluated(), splits.validation, check=stop.check
+          state.evaluated(), splits.validation, check=stop.agree
         )
         checkpoints.save_best(step, state, scores['acc/top1'])
         log.evaluation(step, 'validation', scores)
       if step > start and (step % config.checkpoint.every == 0 or is_last):
         watch.check()
+        distributed.beat(f'saving step {step}')
         checkpoints.save(step, state)
       if is_last:
         return state
       stop.check()
       step += 1
       waiting = time.perf_counter()
+      distributed.beat(f'reading the batch of step {step}')
       batch = next(batches)
-      on_devices = jax.device_put(batch, sharded)
+      if distributed.count() > 1:
+        batch['signal'] = np.full(len(batch['row']), stop.signal or 0, np.int32)
+      on_devices = sharding.put_rows(batch, mesh)
+      distributed.beat(f'computing step {step}')
       data_time = time.perf_counter() - waiting
       state, metrics = step_fn(state, on_devices, key)
       watch.add(step, metrics, batch)
@@ -485,6 +486,7 @@ def run(
   except StoppedRun as e:
     watch.check()
     if step:
+      distributed.beat(f'saving step {step}')
       checkpoints.save(step, state)
     raise StoppedRun(
       e.number, f'stopped; step {step} is saved. The same command goes on.'
@@ -494,6 +496,7 @@ def run(
 def final_evaluation(
   config: ml_collections.ConfigDict,
   splits: Splits,
+  mesh: jax.sharding.Mesh,
   checkpoints: Checkpoints,
   log: RunLog,
   stop: Stop,
@@ -503,6 +506,7 @@ def final_evaluation(
   Args:
     config: a resolved config.
     splits: train, validation and test clips.
+    mesh: from `sharding.make_mesh`; batches are spread over it.
     checkpoints: of a finished run.
     log: where metrics go.
     stop: looked at between batches.
@@ -513,16 +517,17 @@ def final_evaluation(
   shape = splits.train.feature_shape
   model = make_model(config, len(splits.train.class_names), shape)
   like = init_state(config, model, make_optimizer(config.train), shape)
+  like = jax.device_put(like, sharding.of_state(like, mesh))
   state = checkpoints.restore_best(like)
   best = 'the best on validation'
   if state is None:  # deleted by the user, being damaged
     state, best = checkpoints.restore_latest(like), 'the last: the best is lost'
   assert state is not None, 'a finished run has a checkpoint'
-  evaluator = evaluation.Evaluator(config, model)
+  evaluator = evaluation.Evaluator(config, model, mesh)
   step = int(state.step)
   scores = {
     name: evaluator.score(
-      state.evaluated(), source, both_modes=True, check=stop.check
+      state.evaluated(), source, both_modes=True, check=stop.agree
     )
     for name, source in (
       ('validation', splits.validation),
@@ -543,6 +548,11 @@ def final_evaluation(
   if int(state.skipped):
     notes.append(
       f'{int(state.skipped)} steps were skipped: loss or gradient not finite.'
+    )
+  if splits.skipped:
+    notes.append(
+      f'{len(splits.skipped)} clips were skipped, their videos being bad: '
+      f'{", ".join(splits.skipped)}'
     )
   if config.model.boundary != 'fixed':
     dead = evaluation.dead_layers(test)

@@ -14,12 +14,13 @@ from typing import Any
 import ml_collections
 
 from experiments import config as config_lib
+from experiments import storage
 from experiments.datasets import Splits
 from experiments.errors import StorageError, WorkdirError
 
 _CONFIG, _DATA, _LABELS = 'config.json', 'data.json', 'label_map.txt'
 _METRICS, _TABLE = 'metrics.json', 'table.txt'
-_LOCK = '.lock'
+LOCK = '.lock'
 
 
 def default(recipe: str) -> pathlib.Path:
@@ -38,10 +39,10 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     StorageError: naming the owner if there is one; or nothing can be written.
   """
-  path = workdir / _LOCK
+  path = workdir / LOCK
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = path.open('a+')
+    file = path.open('a+b', buffering=0)
   except OSError as e:
     raise StorageError(f'{workdir}: cannot write here: {e.strerror}.') from e
   with file:
@@ -49,17 +50,18 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
       file.seek(0)
+      owner = file.read().decode(errors='replace') or 'another process'
       raise StorageError(
-        f'{workdir}: in use by {file.read().strip() or "another process"}. '
-        'Wait for it or stop it, or give another --workdir.'
+        f'{workdir}: in use by {owner}. Wait for it or stop it, or give '
+        'another --workdir.'
       ) from e
     now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+    text = f'process {os.getpid()} on {socket.gethostname()} since {now}'
     try:
       file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}')
-      file.flush()
+      file.write(text.encode())
     except OSError as e:
-      raise StorageError(f'{path}: cannot write: {e.strerror}.') from e
+      raise storage.refusal(workdir, str(path), e.strerror, len(text)) from e
     yield
 
 
@@ -106,7 +108,7 @@ def fingerprint(
 
   Returns:
     Fields of the config that change numbers, the class names, the digest of
-    the data's identity.
+    the data's identity, the clips left out of them.
   """
   fields = config_lib.flatten(config.to_dict())
   identity = _json(_identity(splits)).encode()
@@ -118,11 +120,13 @@ def fingerprint(
     },
     'class_names': list(splits.train.class_names),
     'data': hashlib.sha256(identity).hexdigest(),
+    'skipped_clips': list(splits.skipped),
   }
 
 
 def _identity(splits: Splits) -> dict:
   sources = splits._asdict()
+  del sources['skipped']  # the sources' identities say it
   identity = {
     'preprocessing': sources.pop('preprocessing'),
     'feature_shape': list(splits.train.feature_shape),
@@ -133,8 +137,7 @@ def _identity(splits: Splits) -> dict:
 
 def finished_table(workdir: pathlib.Path) -> str | None:
   """The final table of a complete run; None if there is more to do."""
-  path = workdir / _TABLE
-  return path.read_text() if path.exists() else None
+  return _text(workdir / _TABLE)
 
 
 def claim(
@@ -189,28 +192,33 @@ def _json(tree: Any) -> str:
 
 
 def _read(path: pathlib.Path) -> dict | None:
-  if not path.exists():
+  text = _text(path)
+  if text is None:
     return None
   try:
-    tree = json.loads(path.read_text())
+    tree = json.loads(text)
     if not isinstance(tree, dict):
       raise ValueError('not an object')
     return tree
-  except (OSError, ValueError) as e:
+  except ValueError as e:
     raise WorkdirError(
       f'{path}: damaged ({e}). Put back a copy of it, or give another '
       '--workdir.'
     ) from e
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-  """Moved into place when whole: a kill leaves the old file or the new one."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+def _text(path: pathlib.Path) -> str | None:
+  """The content of a file; None if there is none."""
   try:
-    temporary.write_text(text)
-    temporary.replace(path)
+    return path.read_text(encoding='utf-8', errors='replace')
+  except (FileNotFoundError, NotADirectoryError):
+    return None
   except OSError as e:
-    raise StorageError(
-      f'{path}: cannot write: {e.strerror}. Mend this and run the same command '
-      'to go on.'
-    ) from e
+    raise StorageError(f'{path}: cannot read: {e.strerror}.') from e
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  try:
+    storage.write_whole(path, text)
+  except OSError as e:
+    raise storage.refusal(path.parent, str(path), e.strerror, len(text)) from e

@@ -1,6 +1,6 @@
 """Hierarchical multiscale recurrent attention networks in JAX and Flax."""
 
-from hman_jax import attention, cells, models, stochastic, types
+from hman_jax import attention, cells, models, stochastic, streaming, types
 from hman_jax._version import __version__
 from hman_jax.attention import AttentionOutput
 from hman_jax.cells import HMLSTM, LSTM
@@ -18,6 +18,7 @@ __all__ = [
   'cells',
   'models',
   'stochastic',
+  'streaming',
   'types',
   'unroll',
 ]

@@ -428,6 +428,10 @@ def _is_decision(equation: core.JaxprEqn) -> bool:
 
 
 def _grows(equation: core.JaxprEqn) -> bool:
+  """Whether the result is larger; a symbolic size (`jax.export`) is large."""
+  shapes = [v.aval.shape for v in equation.outvars]
+  if not all(isinstance(n, int) for shape in shapes for n in shape):
+    return True
   size = lambda variables: sum(v.aval.size for v in variables)
   return size(equation.outvars) > size(equation.invars)
 

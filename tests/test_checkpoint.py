@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import checkpoint, integrity
+from experiments import checkpoint, integrity, storage
 from experiments.checkpoint import Checkpoints
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 
@@ -169,6 +169,22 @@ def test_a_damaged_best_state_is_named(tmp_path):
         call()
 
 
+def test_a_best_state_that_was_not_finished_is_set_aside(tmp_path, capsys):
+  with _open(tmp_path) as checkpoints:
+    checkpoints.save_best(3, _state(3), 0.5)
+  whole = tmp_path / 'best' / '3'
+  shutil.copytree(whole, tmp_path / 'best' / '4')
+  (tmp_path / 'best' / '4' / 'manifest.json').unlink()
+  with _open(tmp_path, read_only=True) as reader:  # beside who saves it now
+    assert reader.best_score() == (3, 0.5)
+  with _open(tmp_path) as checkpoints:
+    assert checkpoints.best_score() == (3, 0.5)
+    checkpoints.save_best(4, _state(4), 0.6)
+    assert checkpoints.best_score() == (4, 0.6)
+  assert 'best/4: its save was not finished' in capsys.readouterr().out
+  assert (tmp_path / 'damaged' / 'best_4_0').exists()
+
+
 def test_strangers_in_the_directory_are_left_alone(tmp_path):
   _saved(tmp_path)
   (tmp_path / 'checkpoints' / '7abc').mkdir()
@@ -238,7 +254,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r'step 2 cannot.*Last good step: 1'):
       checkpoints.save(2, _state(2))
     monkeypatch.undo()
-    monkeypatch.setattr(integrity.os, 'fsync', _no_space)
+    monkeypatch.setattr(storage.os, 'fsync', _no_space)
     with pytest.raises(StorageError, match='No space left'):
       checkpoints.save(2, _state(2))
     monkeypatch.undo()

@@ -4,15 +4,14 @@ Names of fields with typos, fields of wrong values, class names and features of
 changed bytes.
 """
 
-import ast
 import collections
 import contextlib
 import json
 import math
-import pathlib
 import random
 import resource
 import string
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 from configs import hmdb51, olympic_sports, quickstart, video_folder
+from data import store
 from data.errors import DataError
 from data.features import VideoFeatures
 from experiments import config as config_lib
@@ -251,73 +251,96 @@ def test_class_names_of_a_run(tmp_path, number):
 
 # --- features -----------------------------------------------------------------
 
-_HEADERS = (
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (3, 4, 5), }",
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (10**9, 4, 5), }",
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (999999999999, 4, 5), }",
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (3L, 4L, 5L), }",
-  "{'descr': '<f2', 'fortran_order': True, 'shape': (3, 4, 5), }",
-  "{'descr': '|O', 'fortran_order': False, 'shape': (3, 4, 5), }",
-  "{'descr': [('a', '<f2')], 'fortran_order': False, 'shape': (3, 4, 5), }",
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (-3, 4, 5), }",
-  "{'descr': '<f2', 'fortran_order': False, 'shape': (3.0, 4, 5), }",
-  "{'descr': '<V9999999999', 'fortran_order': 0, 'shape': (3, 4, 5), }",
-  "{'descr': ('<f2', (2**40,)), 'fortran_order': False, 'shape': (3,), }",
-  '(' * 5000, '[' * 5000 + ']' * 5000, '{', '', "__import__('os').mkdir('x')",
-  '-' * 9000 + '1', "{'a': {}, 'shape': 1}", '\0', 'é', '{1: 2}', '"',
+_ODD = (
+  None, True, -1, 0, 1, 2**31, 10**400, 1.5, 1e308, math.inf, math.nan, '', 'int8',
+  'float16', 'object', '|O', [], [1], [3, 4, 5], [3, 4, 5.0], [-3, -4, 5],
+  [10**12, 4, 5], [60, 1, 1], ['3', 4, 5], [[3], 4, 5], {}, {'a': 1},
 )  # fmt: skip
 
 
-def _record(rng: random.Random, whole: bytes) -> bytes:
-  """A file of features with a changed header, or with changed bytes."""
+def _nested(depth: int):
+  value: list = []
+  for _ in range(depth):
+    value = [value]
+  return value
+
+
+def _sealed(about, before: bytes) -> bytes:
+  """A record whose checksums hold, whatever it says of itself."""
+  raw = about if isinstance(about, bytes) else json.dumps(about).encode()
+  return (
+    before + raw + store._TRAILER.pack(len(raw), zlib.crc32(raw), b'hmanrec\n')
+  )
+
+
+def _record(rng: random.Random, whole: bytes, end: int) -> bytes:
+  """A record with changed bytes, or one that says odd things of itself."""
   if rng.random() < 0.5:
-    header = rng.choice(_HEADERS).encode('latin1')
-    if rng.random() < 0.5:
-      header = bytearray(header)
-      for _ in range(rng.randint(1, 3)):
-        at = rng.randint(0, len(header))
-        header[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 2))
-    version = rng.choice((b'\1\0', b'\1\0', b'\2\0', b'\3\0', b'\7\7'))
-    size = len(header) if rng.random() < 0.8 else rng.randint(0, 2**16 - 1)
-    width = 2 if version == b'\1\0' else 4
-    if width == 4 and rng.random() < 0.1:
-      size = 2**32 - 1
-    length = (size % 256**width).to_bytes(width, 'little')
-    return b'\x93NUMPY' + version + length + bytes(header) + whole[128:]
-  record = bytearray(whole)
-  for _ in range(rng.choice((1, 1, 2, 8))):
-    record[rng.randrange(len(record))] = rng.randrange(256)
-  return bytes(record[: rng.choice((len(record), rng.randrange(len(record))))])
+    record = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+      record[rng.randrange(len(record))] = rng.randrange(256)
+    return bytes(
+      record[: rng.choice((len(record), rng.randrange(len(record))))]
+    )
+  size = store._TRAILER.size
+  about = json.loads(whole[end:-size])
+  before = whole[:end]
+  for _ in range(rng.choice((1, 1, 2))):
+    name = rng.choice(sorted(about))
+    kind = rng.random()
+    if kind < 0.1:
+      del about[name]
+    elif kind < 0.2:
+      about['more'] = rng.choice(_ODD)
+    else:
+      about[name] = rng.choice(_ODD)
+  if rng.random() < 0.1:
+    return _sealed(
+      rng.choice((b'', b'[]', b'1', b'"a"', b'{', b'\xff')), before
+    )
+  if rng.random() < 0.02:
+    return _sealed(json.dumps(_nested(900)).encode() * 100, before)
+  return _sealed(about, before)
 
 
-@pytest.mark.filterwarnings('ignore:Reading `.npy`')
+@pytest.mark.parametrize('dtype', store.DTYPES)
 @pytest.mark.parametrize(
-  'number', [NUM_FEW, pytest.param(NUM_MANY, marks=pytest.mark.slow)]
+  'number', [NUM_FEW // 2, pytest.param(NUM_MANY, marks=pytest.mark.slow)]
 )
-def test_records_of_features(tmp_path, monkeypatch, number):
-  monkeypatch.chdir(tmp_path)
+def test_records_of_features(tmp_path, number, dtype):
   rng = random.Random(0)
-  path = tmp_path / 'a.npy'
-  np.save(path, np.ones((3, 4, 5), np.float16))
+  path = tmp_path / f'{"0" * 64}.npy'
+  writer = store.Writer(path, (4, 5), dtype)
+  writer.append(np.random.default_rng(0).random((3, 4, 5)).astype(np.float16))
+  end = writer.commit({'extractor': 'x'}, 3, 3).end
   whole = path.read_bytes()
-  assert ast.literal_eval(whole[10:128].decode())['shape'] == (3, 4, 5)
+
+  def read():
+    source = VideoFeatures(['a'], [path], [0], class_names=['x'], identity={})
+    item = source[0]
+    return np.array(item['features']), item.get('scale')
+
+  expected = read()
   outcomes = collections.Counter()
   peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   before = peak()
   for _ in range(number):
-    content = _record(rng, whole)
+    content = _record(rng, whole, end)
     path.unlink()
     path.write_bytes(content)
     try:
-      source = VideoFeatures(['a'], [path], [0], class_names=['x'], identity={})
-      features = np.asarray(source[0]['features'])
-      assert features.ndim == 3 and features.dtype == np.float16
-      outcomes['read'] += 1
+      features, scale = read()
     except DataError as e:
-      assert 'a.npy' in str(e)
+      assert path.name in str(e)
       outcomes['refused'] += 1
+      continue
     except Exception as e:
-      raise AssertionError(f'{content[:300]!r} raises {e!r}') from e
-  assert min(outcomes['read'], outcomes['refused']) > number // 20
+      raise AssertionError(f'{content[-400:]!r} raises {e!r}') from e
+    outcomes['read'] += 1
+    assert features.dtype == dtype and features.ndim == 3
+    if content[:end] == whole[:end] and features.shape == (3, 4, 5):
+      np.testing.assert_array_equal(features, expected[0])
+      np.testing.assert_array_equal(scale, expected[1])
+  assert outcomes['read'] > 0 and outcomes['refused'] > number // 2
   assert peak() - before < 200_000  # kB
-  assert [p.name for p in pathlib.Path().iterdir()] == ['a.npy']
+  assert list(tmp_path.iterdir()) == [path]

@@ -787,6 +787,7 @@ class Quarters:
 
   image_size = (32, 32)
   feature_shape = (4, 3)
+  batch_size = 8
   identity = {'extractor': 'quarters'}  # noqa: RUF012
 
   def extract(self, frames):

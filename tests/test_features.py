@@ -15,10 +15,19 @@ import numpy as np
 import pytest
 from jax import lax
 
-from data import efficientnet_lite0, features, hmdb51, pipeline, torch_weights
+from data import (
+  efficientnet_lite0,
+  extract,
+  features,
+  hmdb51,
+  pipeline,
+  torch_weights,
+)
+from data import store as store_lib
 from data.errors import DataError, StoppedError
 from data.videos import decode
 
+import records
 import video_files
 
 # --- weights files ----------------------------------------------------------
@@ -296,13 +305,14 @@ class Quarters:
 
   image_size = (32, 32)
   feature_shape = (4, 3)
+  batch_size = 5
 
   def __init__(self, version=1):
     self.identity = {'extractor': 'quarters', 'version': version}
-    self.clips = 0
+    self.frames = 0
 
   def extract(self, frames):
-    self.clips += 1
+    self.frames += len(frames)
     parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
     return parts.reshape(len(frames), 4, 3).astype(np.float16)
 
@@ -319,9 +329,9 @@ def videos(tmp_path):
 
 
 def _prepare(videos, extractor, store, **options):
-  return features.prepare(
+  return extract.prepare(
     videos, extractor, store, **{'progress': False, **options}
-  )
+  ).paths
 
 
 def _files(store):
@@ -348,9 +358,9 @@ def test_only_what_is_missing_is_done(tmp_path, videos):
   _prepare(videos[:2], extractor, store)
   before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in _files(store)}
   _prepare(videos, extractor, store)
-  assert extractor.clips == 4
+  assert extractor.frames == 18
   _prepare(videos, extractor, store)
-  assert extractor.clips == 4
+  assert extractor.frames == 18
   for path, (content, time) in before.items():
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, time)
 
@@ -360,10 +370,10 @@ def test_moved_and_equal_videos_are_done_once(tmp_path, videos):
   copy = tmp_path / 'copy.avi'
   copy.write_bytes(videos[0].read_bytes())
   paths = _prepare([videos[0], copy], extractor, store)
-  assert extractor.clips == 1 and paths[videos[0]] == paths[copy]
+  assert extractor.frames == 3 and paths[videos[0]] == paths[copy]
   moved = videos[0].rename(tmp_path / 'moved.avi')
   assert _prepare([moved], extractor, store)[moved] == paths[copy]
-  assert extractor.clips == 1
+  assert extractor.frames == 3
 
 
 def test_another_video_of_the_same_name_is_another(tmp_path, videos):
@@ -408,21 +418,24 @@ def test_every_bad_video_is_named_once_the_good_are_done(tmp_path, videos):
 def test_a_stop_keeps_what_is_done(tmp_path, videos):
   store, extractor = tmp_path / 'store', Quarters()
   with pytest.raises(StoppedError, match='goes on from here'):
-    _prepare(videos, extractor, store, should_stop=lambda: extractor.clips == 2)
+    _prepare(videos, extractor, store, should_stop=iter([0, 1]).__next__)
   assert len(list(store.rglob('*.npy'))) == 2
   assert len(_prepare(videos, extractor, store)) == 4
-  assert extractor.clips == 4
+  assert 18 <= extractor.frames < 36
 
 
 def test_a_crash_leaves_no_half_file(tmp_path, videos, monkeypatch):
   store = tmp_path / 'store'
 
-  def no_space(file, array, **options):
-    file.write(b'half')
-    raise OSError(28, 'No space left on device')
+  move = store_lib._move
+
+  def no_space(file, path):
+    if path.suffix == '.npy':
+      raise OSError(28, 'No space left on device')
+    move(file, path)
 
   with monkeypatch.context() as patch:
-    patch.setattr(np, 'save', no_space)
+    patch.setattr(store_lib, '_move', no_space)
     with pytest.raises(DataError, match='No space left on device'):
       _prepare(videos, Quarters(), store)
   assert [p.name for p in _files(store)] == ['identity.json']
@@ -434,8 +447,9 @@ def test_progress_is_printed(tmp_path, videos, capsys):
   _prepare(videos, Quarters(), store, progress=True)
   lines = capsys.readouterr().out.splitlines()
   assert '4 videos' in lines[0] and str(store) in lines[0]
-  assert '4/4' in lines[-1]
-  assert 'frames/s' in lines[-1] and '0:00 left' in lines[-1]
+  assert '4/4' in lines[1]
+  assert 'frames/s' in lines[1] and '0:00 left' in lines[1]
+  assert '18 frames in' in lines[2] and '% of the time' in lines[2]
   _prepare(videos, Quarters(), store, progress=True)
   assert capsys.readouterr().out == ''
 
@@ -450,10 +464,10 @@ def test_default_features_dir(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   expected = tmp_path / '.cache' / 'hman_jax' / 'features'
-  assert features.default_features_dir() == expected
+  assert extract.default_features_dir() == expected
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'c'))
   expected = tmp_path / 'c' / 'hman_jax' / 'features'
-  assert features.default_features_dir() == expected
+  assert extract.default_features_dir() == expected
 
 
 @pytest.mark.parametrize('name', sorted(features.EXTRACTORS))
@@ -461,7 +475,7 @@ def test_registered_extractors_keep_the_contract(name):
   extractor = features.EXTRACTORS[name]()
   assert extractor.identity['extractor'] == name
   assert extractor.identity['feature_shape'] == list(extractor.feature_shape)
-  assert features.store_identity(extractor)['decoder'].startswith('PyAV')
+  assert extract.store_identity(extractor)['decoder'].startswith('PyAV')
 
 
 # --- the clip source --------------------------------------------------------
@@ -534,8 +548,8 @@ def test_other_arrays_are_no_features(tmp_path, array):
 
 def test_features_of_one_shape(tmp_path):
   for name, size in (('a', 3), ('b', 5)):
-    np.save(tmp_path / f'{name}.npy', np.zeros((2, 4, size), np.float16))
-  with pytest.raises(DataError, match='several shapes'):
+    records.write(tmp_path / f'{name}.npy', np.zeros((2, 4, size)))
+  with pytest.raises(DataError, match='features of one kind'):
     _source([tmp_path / 'a.npy', tmp_path / 'b.npy'])
 
 

@@ -31,6 +31,7 @@ class Stub:
 
   image_size = (14, 14)
   feature_shape = SHAPE
+  batch_size = 8
   identity = {'extractor': 'stub', 'size': [14, 14]}  # noqa: RUF012
 
   def extract(self, frames: np.ndarray) -> np.ndarray:

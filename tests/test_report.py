@@ -25,6 +25,7 @@ from experiments.errors import HmanError, WorkdirError
 from experiments.predictions import Predictions
 
 import data_trees
+import records
 import untrained_runs
 import video_files
 
@@ -366,7 +367,7 @@ def test_chosen_clips_are_half_mistaken_and_of_all_classes(count):
 def test_pictures_of_videos(tmp_path):
   path = video_files.write(tmp_path / 'a.avi', video_files.shades(7))
   store = tmp_path / 'a.npy'
-  np.save(store, np.zeros((7, 49, 4), np.float16))
+  records.write(store, np.zeros((7, 49, 4)))
 
   def source(**more):
     return VideoFeatures(
@@ -540,6 +541,7 @@ class Quarters:
 
   image_size = (32, 32)
   feature_shape = (4, 3)
+  batch_size = 8
   identity = {'extractor': 'quarters'}  # noqa: RUF012
 
   def extract(self, frames):

@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from experiments import config as config_lib
-from experiments import published, reproduce, tables, workdir
+from experiments import (
+  published,
+  reproduce,
+  reproduce_cells,
+  reproduce_specs,
+  reproduce_tables,
+  tables,
+  workdir,
+)
 from experiments.errors import ConfigError, HmanError, WorkdirError
-from experiments.reproduce import SPECS
+from experiments.reproduce_specs import SPECS
 from experiments.tables import Measure, Table
 
 from tiny_runs import TINY
@@ -22,8 +30,8 @@ OVERRIDES = [f'--config.{name}={value}' for name, value in TINY.items()]
 
 def _plan(table, out, seeds=3, only=(), overrides=()):
   spec = SPECS[table]
-  variants = reproduce.choose(spec, only)
-  return variants, reproduce.plan(spec, variants, seeds, out, overrides)
+  variants = reproduce_cells.choose(spec, only)
+  return variants, reproduce_cells.plan(spec, variants, seeds, out, overrides)
 
 
 def _finish(cell, scores, class_names=('a', 'b')):
@@ -136,8 +144,8 @@ def test_each_seed_of_ucf_sports_has_the_next_random_split(tmp_path):
   for cell in cells:
     _finish(cell, {'acc/top1': 0.5 + 0.1 * cell.seed, 'mAP': 0.1})
   spec = SPECS['ucf_sports']
-  variants = reproduce.choose(spec, ['hm_soft'])
-  (made,) = reproduce.make_tables(spec, variants, cells, {})
+  variants = reproduce_cells.choose(spec, ['hm_soft'])
+  (made,) = reproduce_tables.make_tables(spec, variants, cells, {})
   assert made.columns == ('model', 'published %', 'ours, accuracy %')
   (paper, ours), *_, (related, nothing) = [values for _, values in made.rows]
   assert paper == 0.811 and ours.n == 4
@@ -169,7 +177,7 @@ def test_sampled_evaluation_trains_nothing_of_its_own(tmp_path):
   fixed = {
     n: m.boundary_period for n, m in models.items() if m.boundary == 'fixed'
   }
-  assert fixed == {'no_hierarchy': 1, 'fixed_skip': reproduce.FIXED_SKIP}
+  assert fixed == {'no_hierarchy': 1, 'fixed_skip': reproduce_specs.FIXED_SKIP}
 
 
 def test_overrides_reach_the_config(tmp_path):
@@ -226,9 +234,9 @@ def test_missing_data_are_one_message(tmp_path, root):
   overrides = [f'--config.data.root={root}']
   _, cells = _plan('jhmdb', tmp_path, overrides=overrides)
   with pytest.raises(HmanError, match=r'config\.data\.root: expected the fold'):
-    reproduce.check_data(cells)
+    reproduce_cells.check_data(cells)
   _, cells = _plan('quickstart', tmp_path)
-  reproduce.check_data(cells)
+  reproduce_cells.check_data(cells)
 
 
 # --- what comes out ---------------------------------------------------------
@@ -253,7 +261,7 @@ def test_hmdb51_stands_beside_the_paper(tmp_path):
   cells = [c for c in cells if c.variant != 'lstm_mean']
   for cell in cells:
     _finish(cell, {'acc/top1': 0.4 + 0.02 * cell.seed, 'mAP': 0.1})
-  (made,) = reproduce.make_tables(
+  (made,) = reproduce_tables.make_tables(
     spec, variants, cells, {'lstm_mean/split1_seed0': 'exit code 1'}
   )
   rows = dict(made.rows)
@@ -277,7 +285,7 @@ def test_splits_are_apart_and_averaged(tmp_path):
   kept = [c for c in cells if c.variant == 'hm_soft' or c.split != 3]
   for cell in kept:
     _finish(cell, {'acc/top1': values[cell.split, cell.seed], 'mAP': 0.1})
-  (made,) = reproduce.make_tables(spec, variants, kept, {})
+  (made,) = reproduce_tables.make_tables(spec, variants, kept, {})
   assert made.columns == (
     'model', 'split 1 %', 'split 2 %', 'split 3 %', 'mean of splits %',
   )  # fmt: skip
@@ -298,7 +306,7 @@ def test_truth_gives_hit_rate_and_boundaries_with_chance(tmp_path):
     if cell.variant == 'lstm_mean':
       scores = {k: v for k, v in scores.items() if 'boundary' not in k}
     _finish(cell, scores)
-  (made,) = reproduce.make_tables(spec, variants, cells, {})
+  (made,) = reproduce_tables.make_tables(spec, variants, cells, {})
   assert made.columns[1:] == (
     'ours, accuracy %', 'attention hit rate %', 'boundary F1, layer 1 %',
     'boundary F1, layer 2 %',
@@ -309,7 +317,7 @@ def test_truth_gives_hit_rate_and_boundaries_with_chance(tmp_path):
   assert values[0].chance is None
   assert [v.chance for v in values[1:]] == pytest.approx([0.02, 0.2, 0.3])
   assert rows['LSTM, average-pooled'][2:] == (None, None)
-  text = reproduce.cells_csv(cells)
+  text = reproduce_tables.cells_csv(cells)
   found = list(csv.DictReader(io.StringIO(text)))
   assert [row['seed'] for row in found] == ['0', '0', '1', '1']
   assert float(found[-1]['acc/top1']) == pytest.approx(0.6)
@@ -329,7 +337,7 @@ def test_the_olympic_classes(tmp_path):
     (cell.workdir / 'evaluation.json').write_text(
       json.dumps({'per_class': rows})
     )
-  made, classes = reproduce.make_tables(spec, variants, cells, {})
+  made, classes = reproduce_tables.make_tables(spec, variants, cells, {})
   rows = dict(made.rows)
   assert made.columns[2] == 'ours, mAP %'
   assert rows['HM-AN, soft attention'][0] == 0.824
@@ -349,15 +357,15 @@ def test_the_olympic_classes(tmp_path):
 
 def test_failures_are_told(tmp_path):
   log = tmp_path / 'logs' / 'x.log'
-  said = reproduce._run(['no_such_module'], log)
+  said = reproduce_cells._run(['no_such_module'], log)
   assert said.startswith('exit code 1: ') and 'no_such_module' in said
-  assert reproduce._last_words('step 1\nerror: a\nerror: b\n  c\n') == (
+  assert reproduce_cells._last_words('step 1\nerror: a\nerror: b\n  c\n') == (
     'b\n  c'
   )
-  assert reproduce._last_words('x\ny: ValueError\n') == 'y: ValueError'
-  assert reproduce._last_words('') == 'no word'
+  assert reproduce_cells._last_words('x\ny: ValueError\n') == 'y: ValueError'
+  assert reproduce_cells._last_words('') == 'no word'
   with pytest.raises(HmanError, match='holds no run'):
-    reproduce._run(['experiments.evaluate', '--workdir=none'], log)
+    reproduce_cells._run(['experiments.evaluate', '--workdir=none'], log)
 
 
 def _call(monkeypatch, capsys, *arguments):
@@ -416,7 +424,7 @@ def test_sampled_evaluation_of_a_finished_run(
   report = json.loads(
     (tmp_path / 'cells/full/seed0/evaluation_sampled_8.json').read_text()
   )
-  assert report['num_samples'] == reproduce.NUM_DRAWS
+  assert report['num_samples'] == reproduce_specs.NUM_DRAWS
   text = (tmp_path / 'table.csv').read_text()
   rows = list(csv.DictReader(io.StringIO(text)))
   value = report['metrics']['boundary/f1']

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from data import features, videos
+from data import extract, videos
 from data.errors import VideoError
 from data.videos import decode
 
@@ -287,6 +287,7 @@ class Means:
 
   image_size = (16, 16)
   feature_shape = (1, 3)
+  batch_size = 4
   identity = {'extractor': 'means'}  # noqa: RUF012
 
   def extract(self, frames):
@@ -302,7 +303,7 @@ def test_the_store_takes_them_like_any_video(tmp_path):
     video_files.write_folder(tmp_path / 'd', frames, '{}.jpg'),  # as b
   ]
   store = tmp_path / 'store'
-  paths = features.prepare(clips, Means(), store, progress=False)
+  paths = extract.prepare(clips, Means(), store, progress=False).paths
   assert len({*paths.values()}) == 3 and paths[clips[1]] == paths[clips[3]]
   for clip in clips:
     assert paths[clip].stem == videos.sha256(clip)

@@ -19,7 +19,7 @@ from data import pipeline
 from data.composite_actions import CompositeActions
 from data.pipeline import train_batches
 from experiments import config as config_lib
-from experiments import datasets, evaluation, train
+from experiments import datasets, evaluation, sharding, train
 from experiments.checkpoint import Checkpoints
 from experiments.errors import NonFiniteError
 from experiments.reporting import RunLog
@@ -131,7 +131,7 @@ def test_standard_features_keep_their_statistics(tmp_path):
   splits = datasets.Splits(source, source, source, preprocessing={})
   checkpoints = Checkpoints(tmp_path, 2)
   log = RunLog(tmp_path, 1, 0.0)
-  mesh = train.data_mesh(config.train)
+  mesh = sharding.make_mesh(config.train)
   state = train.run(config, splits, mesh, checkpoints, log, Stop())
   log.close()
   checkpoints.close()
@@ -270,7 +270,7 @@ def test_what_is_not_finite_ends_a_run_or_is_skipped(
   mode, allowed, ends, capsys
 ):
   config = _config(**{'train.on_nonfinite': mode, 'train.max_skipped': allowed})
-  watch = train._Watch(config.train, _source())
+  watch = train._Watch(config.train, _source(), Stop(), lambda: 5)
   bad = {'nonfinite': 1.0, 'skipped': 1}
   watch.add(7, bad, {'clip': np.array([2, 0])})
   names = [_source().clip_names[i] for i in (2, 0)]
@@ -278,6 +278,7 @@ def test_what_is_not_finite_ends_a_run_or_is_skipped(
     with pytest.raises(NonFiniteError) as error:
       watch.check()
     message = str(error.value)
+    assert 'last good checkpoint: step 5' in message
   else:
     watch.check()
     message = capsys.readouterr().out

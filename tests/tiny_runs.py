@@ -67,7 +67,7 @@ def train_in(directory: pathlib.Path, config) -> pathlib.Path:
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
   train.run(config, splits, mesh, checkpoints, log, Stop())
   text, scores = train.final_evaluation(
-    config, splits, checkpoints, log, Stop()
+    config, splits, mesh, checkpoints, log, Stop()
   )
   workdir.finish(directory, scores, text)
   log.close()

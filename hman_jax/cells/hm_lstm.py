@@ -6,6 +6,7 @@ and whether the layer itself starts afresh at the next step (FLUSH).
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -123,6 +124,9 @@ class HMLSTM:
     forget_bias: initial bias of the forget gate.
     dtype: of the factors of the gates' matrix products: 'float32', or
       'bfloat16' (see `precision.dot`). Boundaries are decided in float32.
+    skip_copies: make no product that boundaries of 0 in all rows erase, so
+      that a layer that COPYs costs nothing; the same numbers, and no
+      gradients. For one clip at a time (`hman_jax.streaming`).
 
   Example:
     >>> import jax
@@ -145,6 +149,7 @@ class HMLSTM:
   boundary_rate: float = 0.5
   forget_bias: float = 1.0
   dtype: precision.Dtype = 'float32'
+  skip_copies: bool = False
 
   def __post_init__(self):
     object.__setattr__(
@@ -347,22 +352,28 @@ class HMLSTM:
     # z (x W) = (z x) W, on H numbers a row instead of 4H; a gate is then one
     # sum of products, which `deferred.scan` needs the gradient of only once.
     below = z_below[..., None] * below
-    dot = precision.dot
-    gates = dot(h, layer.recurrent, self.dtype)
-    gates += dot(below, layer.bottom_up, self.dtype)
+    moves = jnp.maximum(z_before, z_below)
+    gates = self._dot(h, layer.recurrent, moves)
+    gates += self._dot(below, layer.bottom_up, z_below)
     if above is not None:
       above = z_before[..., None] * above
-      gates += dot(above, layer.top_down, self.dtype)
+      gates += self._dot(above, layer.top_down, z_before)
     gates = base.add_bias(gates, layer.bias)
     if layer.norm_scale is not None:
       gates = _normalise_gates(gates, layer.norm_scale, layer.norm_bias)
     if layer.bias_z is None:
       return gates, None
-    logit = dot(h, layer.recurrent_z) + layer.bias_z
-    logit += dot(below, layer.bottom_up_z)
+    logit = precision.dot(h, layer.recurrent_z) + layer.bias_z
+    logit += precision.dot(below, layer.bottom_up_z)
     if above is not None:
-      logit += dot(above, layer.top_down_z)
+      logit += precision.dot(above, layer.top_down_z)
     return gates, logit
+
+  def _dot(self, x, kernel, needed):
+    """x W; zeros instead, if they are skipped, where no row has `needed`."""
+    if not self.skip_copies:
+      return precision.dot(x, kernel, self.dtype)
+    return _dot_where(jnp.any(needed != 0), x, kernel, self.dtype)
 
   def _combine(self, gates, c, h, z_before, z_below, copy):
     """FLUSH, UPDATE or COPY, as a polynomial in the boundaries.
@@ -395,6 +406,23 @@ class HMLSTM:
       key, logit[..., None], self.temperature, noise
     )
     return sample.value[..., 0], jax.nn.sigmoid(logit)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _dot_where(needed: Array, x: Array, kernel: Array, dtype) -> Array:
+  """x W if `needed`, else zeros."""
+  dot = lambda x, kernel: precision.dot(x, kernel, dtype)
+  shape = jax.eval_shape(dot, x, kernel)
+  zeros = lambda x, kernel: jnp.zeros(shape.shape, shape.dtype)
+  return jax.lax.cond(needed, dot, zeros, x, kernel)
+
+
+@_dot_where.defjvp
+def _no_gradient(dtype, primals, tangents):
+  raise ValueError(
+    'skip_copies: expected False where gradients are taken: a product that is '
+    'left out still has one.'
+  )
 
 
 def _normalise_gates(gates: Array, scale: Array, bias: Array) -> Array:

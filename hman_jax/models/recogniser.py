@@ -237,6 +237,24 @@ class Recogniser:
     logits = self.head.apply(params['head'], shown)
     return RecogniserOutput(logits, attended, out, state)
 
+  def first_state(
+    self, variables: Any, features: Array, mask: Array | None = None
+  ) -> Any:
+    """The cell's state before the first frame.
+
+    Args:
+      variables: from `init`.
+      features: `[B, T, N, D]`, the first frames, which initial_state
+        'mean_features' reads; of others only the shape is used.
+      mask: bool `[B, T]`, True where valid; None: all valid.
+
+    Returns:
+      The state, as `apply` takes it.
+    """
+    params = variables['params']
+    features = normalise(features, self.feature_norm, params)
+    return self._first_state(params, features, mask)
+
   def _attend(self, params, *args, **kwargs) -> Any:
     return self.attention.apply(
       {'params': params['attention']}, *args, **kwargs

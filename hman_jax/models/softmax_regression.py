@@ -49,6 +49,12 @@ class SoftmaxRegression:
       'params': {'head': head, **init_statistics(self.feature_norm, size)}
     }
 
+  def first_state(
+    self, variables: Any, features: Array, mask: Array | None = None
+  ) -> None:
+    """None: it carries nothing; see `Recogniser.first_state`."""
+    del variables, features, mask
+
   def apply(
     self,
     variables: Any,

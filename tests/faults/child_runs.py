@@ -1,6 +1,9 @@
 """Runs of the trainer in child processes that a test may kill.
 
-A fork server imports everything once, so that a child starts in a second.
+A fork server imports everything once, and what is compiled is kept, so that a
+child costs a second or two. It has file_faults.c loaded, which does nothing
+unless a child is given FAULT_ROOT. HMAN_LIMIT_S is how long a child may take
+(default 900); HMAN_FAULT_CACHE is a folder that keeps compiled programs.
 """
 
 import json
@@ -8,11 +11,14 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
+import signal
+import subprocess
 import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NUM_STEPS = 24
+NUM_STEPS = 28  # more than two epochs: 97 / 8 = 12.1 steps each
 SAVE_EVERY = 4
 # 97 clips: 8 does not divide an epoch.
 TINY = {
@@ -36,6 +42,8 @@ TINY = {
   'checkpoint.keep': 2,
   'eval.batch_size': 4,
 }
+# The model that starts soonest, where the model does not matter.
+SIMPLE = {'model.name': 'softmax_regression'}
 PRELOADED = (
   'data.composite_actions',
   'experiments.checkpoint',
@@ -47,38 +55,28 @@ PRELOADED = (
   'experiments.workdir',
 )
 _TIMES = ('time', 'data_time')
-_LIMIT_S = 240.0
+_LIMIT_S = float(os.environ.get('HMAN_LIMIT_S', '900'))
 
 
-def _child(argv: list[str], output: str, environment: dict[str, str]) -> None:
+def _child(argv: list[str], output: str, environment: dict, before) -> None:
   """Becomes `python -m experiments.main`, writing to a file."""
   os.environ.update(environment)
   os.chdir(ROOT)
-  descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+  descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   os.dup2(descriptor, 1)
   os.dup2(descriptor, 2)
   sys.argv = ['experiments.main', *argv]
   from experiments import main
 
+  for prepare in before:
+    prepare()
   main.run()
-
-
-PROGRAM = (sys.executable, '-m', 'experiments.main')
 
 
 def arguments(workdir: pathlib.Path, *flags: str, **changes) -> list[str]:
   """The command line of a tiny run."""
   argv = ['--config=configs/quickstart.py', f'--workdir={workdir}', *flags]
   return argv + [f'--config.{k}={v}' for k, v in {**TINY, **changes}.items()]
-
-
-def environment(folder: pathlib.Path) -> dict[str, str]:
-  """What a child's environment has besides; the cache is in `folder`."""
-  return {
-    'JAX_PLATFORMS': 'cpu',
-    'XDG_CACHE_HOME': str(folder / 'cache'),
-    'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
-  }
 
 
 class Server:
@@ -89,13 +87,34 @@ class Server:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self._context = multiprocessing.get_context('forkserver')
-    self._context.set_forkserver_preload(list(PRELOADED))
     self._folder = folder
     self._count = 0
+    kept = os.environ.get('HMAN_FAULT_CACHE')
+    self.cache = pathlib.Path(kept) if kept else folder / 'cache'
+    self._results: dict[str, dict] = {}
+    self._context = multiprocessing.get_context('forkserver')
+    self._context.set_forkserver_preload(list(PRELOADED))
+    library = _shared_object(folder)
+    if library is not None:
+      os.environ['LD_PRELOAD'] = str(library)
+    try:
+      multiprocessing.forkserver.ensure_running()
+    finally:
+      os.environ.pop('LD_PRELOAD', None)
+    self.has_faults = library is not None
 
-  def start(self, workdir: pathlib.Path, *flags: str, **changes) -> 'Run':
-    """Starts the trainer on a working directory."""
+  def start(
+    self,
+    workdir: pathlib.Path,
+    *flags: str,
+    environment: dict | None = None,
+    before=(),
+    **changes,
+  ) -> 'Run':
+    """Starts the trainer on a working directory.
+
+    `before` are functions of a module, called in the child at first.
+    """
     self._count += 1
     output = self._folder / f'output_{self._count}.txt'
     output.write_text('')
@@ -104,7 +123,13 @@ class Server:
       args=(
         arguments(workdir, *flags, **changes),
         str(output),
-        environment(self._folder),
+        {
+          'JAX_PLATFORMS': 'cpu',
+          'XDG_CACHE_HOME': str(self.cache),
+          'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+          **{k: str(v) for k, v in (environment or {}).items()},
+        },
+        before,
       ),
     )
     process.start()
@@ -116,6 +141,30 @@ class Server:
     run.wait()
     return run
 
+  def undisturbed(self, **changes) -> dict:
+    """The result of a run that nothing happens to."""
+    key = repr(sorted(changes.items()))
+    if key not in self._results:
+      workdir = self._folder / f'undisturbed_{len(self._results)}'
+      run = self.finish(workdir, **changes)
+      assert run.wait() == 0, run.output()
+      self._results[key] = result(workdir)
+      shutil.rmtree(workdir)
+    return self._results[key]
+
+
+def _shared_object(folder: pathlib.Path) -> pathlib.Path | None:
+  compiler = shutil.which('cc') or shutil.which('gcc')
+  if compiler is None:
+    return None
+  library = folder / 'file_faults.so'
+  source = pathlib.Path(__file__).with_name('file_faults.c')
+  subprocess.run(
+    [compiler, '-shared', '-fPIC', '-O1', '-o', library, source, '-ldl'],
+    check=True,
+  )
+  return library
+
 
 class Run:
   """A child; see `Server.start`."""
@@ -124,6 +173,10 @@ class Run:
     self._process = process
     self._output = output
     self.pid: int = process.pid
+
+  def is_alive(self) -> bool:
+    """Whether it still runs."""
+    return self._process.is_alive()
 
   def output(self) -> str:
     """What it has written so far."""
@@ -137,11 +190,15 @@ class Run:
     """Waits until a condition on the run holds; False if it ended before."""
     end = time.monotonic() + _LIMIT_S
     while not condition(self):
-      if not self._process.is_alive():
+      if not self.is_alive():
         return False
       assert time.monotonic() < end, self.output()
       time.sleep(0.005)
     return True
+
+  def wait_for_text(self, text: str, times: int = 1) -> bool:
+    """Waits until it has written a text so many times."""
+    return self.wait_for(lambda run: run.output().count(text) >= times)
 
   def wait(self) -> int:
     """Waits for the end; the exit code, negative for a signal."""
@@ -149,14 +206,17 @@ class Run:
     assert self._process.exitcode is not None, self.output()
     return self._process.exitcode
 
+  def signal(self, number: int) -> None:
+    """Sends a signal, if it is there to take it."""
+    try:
+      os.kill(self.pid, number)
+    except ProcessLookupError:
+      self.wait()
+
   def kill(self) -> None:
     """SIGKILL, and waits."""
-    self._process.kill()
+    self.signal(signal.SIGKILL)
     self.wait()
-
-  def signal(self, number: int) -> None:
-    """Sends a signal."""
-    os.kill(self.pid, number)
 
 
 def digests(workdir: pathlib.Path) -> dict[str, dict]:

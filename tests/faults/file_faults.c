@@ -2,8 +2,10 @@
  *
  * FAULT_ROOT  folder; operations elsewhere pass and are not counted
  * FAULT_AT    n, from 1; 0 or unset: none
- * FAULT_KIND  kill: SIGKILL before the operation. full: that operation and all
- *             later ones that need space fail with ENOSPC
+ * FAULT_KIND  kill: SIGKILL before the operation. ENOSPC, EDQUOT, EFBIG: that
+ *             operation and all later ones that need space fail so. EIO, EROFS:
+ *             all that write
+ * FAULT_READS set: opening to read is counted too
  * FAULT_LOG   file to which the name of each counted operation is appended
  */
 #define _GNU_SOURCE
@@ -19,7 +21,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
+
+enum { WRITES, SPACE, READS }; /* What an operation does to the disk. */
 
 static atomic_int count;
 
@@ -44,12 +49,13 @@ static void resolve(int directory, const char *path, char *out) {
 
 /* Whether the operation has to fail. */
 static int fault(const char *name, int directory, const char *path,
-                 int needs_space) {
+                 int does_what) {
   const char *root = getenv("FAULT_ROOT"), *at = getenv("FAULT_AT");
   const char *kind = getenv("FAULT_KIND"), *log = getenv("FAULT_LOG");
   char full[PATH_MAX];
   int number, limit = at ? atoi(at) : 0;
   if (!root || !*root) return 0;
+  if (does_what == READS && !getenv("FAULT_READS")) return 0;
   resolve(directory, path, full);
   if (strncmp(full, root, strlen(root))) return 0;
   number = atomic_fetch_add(&count, 1) + 1;
@@ -66,14 +72,24 @@ static int fault(const char *name, int directory, const char *path,
     if (number == limit) syscall(SYS_kill, getpid(), SIGKILL);
     return 0;
   }
-  if (!needs_space) return 0;
-  errno = ENOSPC;
-  return 1;
+  if (!strcmp(kind, "EIO") || !strcmp(kind, "EROFS")) {
+    errno = kind[1] == 'I' ? EIO : EROFS;
+    return does_what != READS;
+  }
+  errno = !strcmp(kind, "EDQUOT") ? EDQUOT
+          : !strcmp(kind, "EFBIG") ? EFBIG
+                                   : ENOSPC;
+  return does_what == SPACE;
 }
 
 #define REAL(type, name, ...) \
   static type (*real)(__VA_ARGS__); \
   if (!real) real = (type (*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
+
+static int does(int flags) {
+  if (flags & O_CREAT) return SPACE;
+  return flags & (O_WRONLY | O_RDWR) ? WRITES : READS;
+}
 
 #define OPEN(name) \
   int name(const char *path, int flags, ...) { \
@@ -83,8 +99,7 @@ static int fault(const char *name, int directory, const char *path,
     mode = va_arg(list, mode_t); \
     va_end(list); \
     REAL(int, name, const char *, int, ...); \
-    if ((flags & (O_CREAT | O_WRONLY | O_RDWR)) && \
-        fault("open", AT_FDCWD, path, flags & O_CREAT)) return -1; \
+    if (fault("open", AT_FDCWD, path, does(flags))) return -1; \
     return real(path, flags, mode); \
   }
 OPEN(open)
@@ -98,8 +113,7 @@ OPEN(open64)
     mode = va_arg(list, mode_t); \
     va_end(list); \
     REAL(int, name, int, const char *, int, ...); \
-    if ((flags & (O_CREAT | O_WRONLY | O_RDWR)) && \
-        fault("open", directory, path, flags & O_CREAT)) return -1; \
+    if (fault("open", directory, path, does(flags))) return -1; \
     return real(directory, path, flags, mode); \
   }
 OPENAT(openat)
@@ -107,58 +121,81 @@ OPENAT(openat64)
 
 ssize_t write(int file, const void *data, size_t size) {
   REAL(ssize_t, write, int, const void *, size_t);
-  return fault("write", file, NULL, 1) ? -1 : real(file, data, size);
+  return fault("write", file, NULL, SPACE) ? -1 : real(file, data, size);
 }
 
 #define PWRITE(name, offset_t) \
   ssize_t name(int file, const void *data, size_t size, offset_t offset) { \
     REAL(ssize_t, name, int, const void *, size_t, offset_t); \
-    return fault("pwrite", file, NULL, 1) ? -1 \
+    return fault("pwrite", file, NULL, SPACE) ? -1 \
                                           : real(file, data, size, offset); \
   }
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
 
-#define ON_FILE(name, needs_space) \
+#define ON_FILE(name, does_what) \
   int name(int file) { \
     REAL(int, name, int); \
-    return fault(#name, file, NULL, needs_space) ? -1 : real(file); \
+    return fault(#name, file, NULL, does_what) ? -1 : real(file); \
   }
-ON_FILE(fsync, 1)
-ON_FILE(fdatasync, 1)
+ON_FILE(fsync, SPACE)
+ON_FILE(fdatasync, SPACE)
+
+ssize_t writev(int file, const struct iovec *parts, int number) {
+  REAL(ssize_t, writev, int, const struct iovec *, int);
+  return fault("writev", file, NULL, SPACE) ? -1 : real(file, parts, number);
+}
+
+#define TRUNCATE(name, offset_t) \
+  int name(int file, offset_t size) { \
+    REAL(int, name, int, offset_t); \
+    return fault("truncate", file, NULL, WRITES) ? -1 : real(file, size); \
+  }
+TRUNCATE(ftruncate, off_t)
+TRUNCATE(ftruncate64, off64_t)
+
+int link(const char *from, const char *to) {
+  REAL(int, link, const char *, const char *);
+  return fault("link", AT_FDCWD, to, SPACE) ? -1 : real(from, to);
+}
+
+int linkat(int a, const char *from, int b, const char *to, int flags) {
+  REAL(int, linkat, int, const char *, int, const char *, int);
+  return fault("link", b, to, SPACE) ? -1 : real(a, from, b, to, flags);
+}
 
 int mkdir(const char *path, mode_t mode) {
   REAL(int, mkdir, const char *, mode_t);
-  return fault("mkdir", AT_FDCWD, path, 1) ? -1 : real(path, mode);
+  return fault("mkdir", AT_FDCWD, path, SPACE) ? -1 : real(path, mode);
 }
 
 int mkdirat(int directory, const char *path, mode_t mode) {
   REAL(int, mkdirat, int, const char *, mode_t);
-  return fault("mkdir", directory, path, 1) ? -1 : real(directory, path, mode);
+  return fault("mkdir", directory, path, SPACE) ? -1 : real(directory, path, mode);
 }
 
 int rename(const char *from, const char *to) {
   REAL(int, rename, const char *, const char *);
-  return fault("rename", AT_FDCWD, to, 0) ? -1 : real(from, to);
+  return fault("rename", AT_FDCWD, to, WRITES) ? -1 : real(from, to);
 }
 
 int renameat(int a, const char *from, int b, const char *to) {
   REAL(int, renameat, int, const char *, int, const char *);
-  return fault("rename", b, to, 0) ? -1 : real(a, from, b, to);
+  return fault("rename", b, to, WRITES) ? -1 : real(a, from, b, to);
 }
 
 int unlink(const char *path) {
   REAL(int, unlink, const char *);
-  return fault("unlink", AT_FDCWD, path, 0) ? -1 : real(path);
+  return fault("unlink", AT_FDCWD, path, WRITES) ? -1 : real(path);
 }
 
 int unlinkat(int directory, const char *path, int flags) {
   REAL(int, unlinkat, int, const char *, int);
-  return fault("unlink", directory, path, 0) ? -1
-                                             : real(directory, path, flags);
+  return fault("unlink", directory, path, WRITES) ? -1
+                                                  : real(directory, path, flags);
 }
 
 int rmdir(const char *path) {
   REAL(int, rmdir, const char *);
-  return fault("rmdir", AT_FDCWD, path, 0) ? -1 : real(path);
+  return fault("rmdir", AT_FDCWD, path, WRITES) ? -1 : real(path);
 }

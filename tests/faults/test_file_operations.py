@@ -1,125 +1,246 @@
-"""A kill, or a full disk, at every file operation of a run's saves.
+"""A kill, or a disk that fails, at every file operation of a run.
 
 A shared object (file_faults.c) counts the operations below a folder, and kills
-or fails at the n-th. HMAN_POINTS sets at how many (default 6 of each; 0: all).
+or fails at the n-th. HMAN_POINTS sets at how many (default 6; 0: all).
 """
 
+import collections
+import itertools
 import os
-import pathlib
+import re
 import shutil
-import subprocess
 
-import child_runs
 import numpy as np
 import pytest
 
+import child_hooks
+import child_runs
+
 POINTS = int(os.environ.get('HMAN_POINTS', '6'))
-STEPS = 8  # two saves, an evaluation, and the deletion of the first save
-SHORT = {'train.num_steps': STEPS, 'checkpoint.keep': 1}
+# Two saves, an evaluation, and the deletion of the first save.
+SHORT = {
+  **child_runs.SIMPLE,
+  'train.num_steps': 4,
+  'train.eval_every': 4,
+  'checkpoint.every': 2,
+  'checkpoint.keep': 1,
+}
+REASONS = {
+  'ENOSPC': 'No space left on device',
+  'EDQUOT': 'quota exceeded',
+  'EIO': 'Input/output error',
+  'EROFS': 'Read-only file system',
+}
 
 
 @pytest.fixture(scope='module')
-def faulty(tmp_path_factory):
-  """A fork server whose children have the shared object loaded."""
-  compiler = shutil.which('cc') or shutil.which('gcc')
-  if compiler is None:
+def faulty(server):
+  if not server.has_faults:
     pytest.skip('needs a C compiler')
-  folder = tmp_path_factory.mktemp('faulty')
-  library = folder / 'file_faults.so'
-  source = pathlib.Path(__file__).with_name('file_faults.c')
-  subprocess.run(
-    [compiler, '-shared', '-fPIC', '-O1', '-o', library, source, '-ldl'],
-    check=True,
-  )
-  return folder, {'LD_PRELOAD': str(library)}
-
-
-def _train(faulty, workdir, **faults):
-  """The trainer in a new process with faults; exit code and output."""
-  folder, environment = faulty
-  argv = child_runs.arguments(workdir, **SHORT)
-  done = subprocess.run(
-    [*child_runs.PROGRAM, *argv],
-    cwd=child_runs.ROOT,
-    env={
-      **os.environ,
-      **child_runs.environment(folder),
-      **environment,
-      **{name: str(value) for name, value in faults.items()},
-    },
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    timeout=300,
-  )
-  return done.returncode, done.stdout
+  return server
 
 
 @pytest.fixture(scope='module')
 def operations(faulty, tmp_path_factory):
-  """What a run does to files in its checkpoints; and its result."""
+  """What a run does to its files, as (operation, file) in order."""
+  faulty.undisturbed(**SHORT)  # compiles
   workdir = tmp_path_factory.mktemp('counted') / 'run'
   log = workdir.parent / 'operations.txt'
-  code, output = _train(
-    faulty, workdir, FAULT_ROOT=workdir / 'checkpoints', FAULT_LOG=log
+  faults = {'FAULT_ROOT': workdir, 'FAULT_LOG': log}
+  run = faulty.finish(workdir, environment=faults, **SHORT)
+  assert run.wait() == 0, run.output()
+  lines = [line.split(' ', 1) for line in log.read_text().splitlines()]
+  assert any(name == 'rename' for name, _ in lines), lines
+  return [(name, os.path.relpath(path, workdir)) for name, path in lines]
+
+
+def _some(points: list[int]) -> list[int]:
+  number = min(POINTS or len(points), len(points))
+  at = np.unique(np.linspace(0, len(points) - 1, number).round().astype(int))
+  return [points[i] for i in at]
+
+
+def _last_save(operations) -> list[int]:
+  """Numbers, from 1, of the operations of the last save, with its deletion."""
+  inside = [n for n, (_, p) in enumerate(operations) if 'checkpoints/' in p]
+  first = next(n for n in inside if 'checkpoints/4' in operations[n][1])
+  return list(range(first + 1, inside[-1] + 2))
+
+
+def _finish(server, workdir, expected, why):
+  run = server.finish(workdir, **SHORT)
+  assert run.wait() == 0, (why, run.output())
+  assert child_runs.result(workdir) == expected, why
+  shutil.rmtree(workdir)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_operation_of_a_save(
+  faulty, operations, tmp_path, capsys
+):
+  """And, if all points are asked for, of the rest of the run."""
+  expected = faulty.undisturbed(**SHORT)
+  save = _last_save(operations)
+  every = list(range(1, len(operations) + 1))
+  points = _some(save if POINTS else every)
+  redone = collections.Counter()
+  for point in points:
+    workdir = tmp_path / str(point)
+    faults = {
+      'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': 'kill',
+    }  # fmt: skip
+    run = faulty.finish(workdir, environment=faults, **SHORT)
+    assert run.wait() in (-9, 0), run.output()  # threads: may be one less
+    steps = run.steps()
+    resumed = faulty.finish(workdir, **SHORT)
+    assert resumed.wait() == 0, (operations[point - 1], resumed.output())
+    assert child_runs.result(workdir) == expected, operations[point - 1]
+    again = len(steps) + len(resumed.steps()) - SHORT['train.num_steps']
+    redone[max(again, 0)] += 1
+    shutil.rmtree(workdir)
+  assert max(redone) <= SHORT['checkpoint.every']
+  inside = len(set(points) & set(save))
+  with capsys.disabled():
+    print(
+      f'\nkill -9 at {inside} of {len(save)} file operations of a save, and at '
+      f'{len(points) - inside} of {len(operations) - len(save)} others: all '
+      'resumed to the same bits\n  steps redone:  '
+      + '  '.join(f'{n}: {redone[n]} times' for n in sorted(redone))
+    )
+
+
+@pytest.mark.slow
+def test_a_kill_while_it_restores(faulty, tmp_path, capsys):
+  """Also of a directory whose newest checkpoint is damaged."""
+  expected = faulty.undisturbed(**SHORT)
+  whole = tmp_path / 'whole'
+  run = faulty.start(whole, **{**SHORT, 'checkpoint.keep': 2})
+  assert run.wait_for_text('\nstep 4: validation'), run.output()
+  run.wait()
+  for name in ('metrics.json', 'table.txt'):
+    (whole / name).unlink()
+  newest = whole / 'checkpoints' / '4'
+  next((newest / 'state').rglob('d/*')).write_bytes(b'')
+  log = tmp_path / 'operations.txt'
+  workdir = tmp_path / 'run'
+  faults = {'FAULT_ROOT': workdir, 'FAULT_READS': 1}
+  shutil.copytree(whole, workdir)
+  run = faulty.finish(
+    workdir, environment={**faults, 'FAULT_LOG': log}, **SHORT
   )
-  assert code == 0, output
-  lines = log.read_text().splitlines()
-  assert any('rename' in line for line in lines), lines
-  return lines, child_runs.result(workdir)
-
-
-def _points(count: int) -> list[int]:
-  number = min(POINTS or count, count)
-  return np.unique(np.linspace(1, count, number).round().astype(int)).tolist()
-
-
-@pytest.mark.slow
-def test_a_kill_at_every_operation(faulty, operations, tmp_path, capsys):
-  lines, expected = operations
-  points = _points(len(lines))
+  assert run.wait() == 0, run.output()
+  assert 'going on from step 2' in run.output()
+  shutil.rmtree(workdir)
+  names = log.read_text().splitlines()
+  end = next(n for n, line in enumerate(names) if 'metrics.jsonl' in line)
+  points = _some(list(range(1, end + 1)))
   for point in points:
-    workdir = tmp_path / str(point)
-    root = {'FAULT_ROOT': workdir / 'checkpoints'}
-    code, output = _train(
-      faulty, workdir, **root, FAULT_AT=point, FAULT_KIND='kill'
-    )
-    assert code in (-9, 0), output  # threads: there may be an operation less
-    code, output = _train(faulty, workdir)
-    assert code == 0, (lines[point - 1], output)
-    assert child_runs.result(workdir) == expected, lines[point - 1]
-    shutil.rmtree(workdir)
+    shutil.copytree(whole, workdir)
+    kill = {**faults, 'FAULT_AT': point, 'FAULT_KIND': 'kill'}
+    run = faulty.finish(workdir, environment=kill, **SHORT)
+    assert run.wait() == -9, (names[point - 1], run.output())
+    _finish(faulty, workdir, expected, names[point - 1])
   with capsys.disabled():
     print(
-      f'\nkill -9 at {len(points)} of {len(lines)} file operations of 2 saves: '
-      'all resumed to the same bits'
+      f'\nkill -9 at {len(points)} of {end} file operations of a restore with '
+      'a damaged checkpoint: all resumed to the same bits'
     )
+
+
+def _kind_of_file(path: str) -> str:
+  """What a run keeps in a file, without numbers."""
+  parts = path.split('/')
+  if parts[0] not in ('checkpoints', 'best'):
+    return parts[0]
+  kind = next((p for p in parts if p in ('state', 'integrity')), '')
+  if 'manifest' in parts[-1]:
+    kind = 'manifest'
+  return f'{parts[0]}/{kind}'
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_every_operation(faulty, operations, tmp_path, capsys):
-  lines, expected = operations
-  points = _points(len(lines))
-  failed = 0
-  for point in points:
+def test_a_disk_that_fails_at_every_kind_of_file(
+  faulty, operations, tmp_path, capsys
+):
+  expected = faulty.undisturbed(**SHORT)
+  points = {}
+  for number, (name, path) in enumerate(operations, start=1):
+    if name in ('write', 'pwrite', 'mkdir', 'open'):
+      points.setdefault(_kind_of_file(path), []).append(number)
+  assert len(points) >= 8, points
+  # The first and the last of each kind, and any others that are asked for.
+  chosen = {n for numbers in points.values() for n in numbers[:: len(numbers)]}
+  chosen |= set(_some(list(range(1, len(operations) + 1))))
+  rows = []
+  for point, reason in zip(sorted(chosen), itertools.cycle(REASONS)):
     workdir = tmp_path / str(point)
-    root = {'FAULT_ROOT': workdir / 'checkpoints'}
-    code, output = _train(
-      faulty, workdir, **root, FAULT_AT=point, FAULT_KIND='full'
-    )
-    assert code in (3, 0), (lines[point - 1], output)  # 0: only deletions left
-    assert 'Traceback' not in output, (lines[point - 1], output)
+    faults = {
+      'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': reason,
+    }  # fmt: skip
+    run = faulty.finish(workdir, environment=faults, **SHORT)
+    where = (reason, operations[point - 1], run.output())
+    code = run.wait()
+    assert code in (3, 0), where  # 0: nothing left that needs space
+    assert 'Traceback' not in run.output(), where
+    good = 'none needed'
     if code == 3:
-      failed += 1
-      assert 'No space' in output or 'no space' in output, output
-    code, output = _train(faulty, workdir)
-    assert code == 0, (lines[point - 1], output)
-    assert child_runs.result(workdir) == expected, lines[point - 1]
-    shutil.rmtree(workdir)
+      assert REASONS[reason] in run.output(), where
+      told = re.search(r'are free in .* Last good step: (\w+)', run.output())
+      finished = [
+        int(p.parent.name)
+        for p in (workdir / 'checkpoints').glob('*/manifest.json')
+      ]
+      if told is None:  # before there was a directory
+        assert not finished, where
+      else:
+        good = told[1]
+        assert good in map(str, [*finished, 'none']), where
+    rows.append((point, reason, _kind_of_file(operations[point - 1][1]), good))
+    _finish(faulty, workdir, expected, where)
   with capsys.disabled():
     print(
-      f'\ndisk full from {len(points)} of {len(lines)} file operations on: '
-      f'{failed} ended with one message and exit code 3, '
-      f'{len(points) - failed} needed no more space; all resumed to the same '
-      'bits'
+      f'\n{len(rows)} of {len(operations)} operations from which on the '
+      'disk failed: one message, exit code 3; all resumed to the same bits'
     )
+    for row in rows:
+      print('  at {:4} {:7} {:24} last good step: {}'.format(*row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('before', 'message'),
+  [
+    (child_hooks.screen_is_full, 'No space left on device'),
+    (child_hooks.files_are_small, 'File too large'),
+  ],
+)
+def test_other_limits_of_the_disk(faulty, before, message, tmp_path):
+  expected = faulty.undisturbed(**SHORT)
+  run = faulty.finish(tmp_path / 'run', before=(before,), **SHORT)
+  assert run.wait() == 3, run.output()
+  assert message in run.output() and 'Traceback' not in run.output()
+  _finish(faulty, tmp_path / 'run', expected, message)
+
+
+@pytest.mark.slow
+def test_odd_places(faulty, tmp_path):
+  """Refused with one message before anything is compiled, or used."""
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+  read_only = tmp_path / 'read_only'
+  for workdir, faults in (
+    (tmp_path / 'file', {}),
+    (tmp_path / 'file' / 'run', {}),
+    (tmp_path / 'loop' / 'run', {}),
+    (tmp_path / ('n' * 256), {}),
+    (read_only, {'FAULT_ROOT': read_only, 'FAULT_AT': 1,
+                 'FAULT_KIND': 'EROFS'}),
+  ):  # fmt: skip
+    run = faulty.finish(workdir, environment=faults, **SHORT)
+    assert run.wait() == 3, (workdir, run.output())
+    assert 'Traceback' not in run.output(), run.output()
+    assert run.output().startswith('error: '), run.output()
+    assert 'test clips' not in run.output()
+  expected = faulty.undisturbed(**SHORT)
+  for name in ('n' * 255, 'parent/that is/missing', 'Größe\n%s{}'):
+    _finish(faulty, tmp_path / name, expected, name)

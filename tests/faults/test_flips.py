@@ -1,6 +1,7 @@
-"""Flipped bits in a checkpoint: none is silent.
+"""Flipped bits in checkpoints, their manifests and records of features.
 
-HMAN_FLIPS sets how many (default 500).
+None is silent: it is found, or what is read is as it was. HMAN_FLIPS sets how
+many (default 600).
 """
 
 import os
@@ -10,14 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data import features, store
+from data.errors import DataError
 from experiments.checkpoint import Checkpoints
 from experiments.errors import CheckpointError
 
-FLIPS = int(os.environ.get('HMAN_FLIPS', '500'))
+FLIPS = int(os.environ.get('HMAN_FLIPS', '600'))
+
+
+def _flipped(folder, rng, number):
+  """Flips a bit of a file of a folder; yields that file, and mends it."""
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  whole = {p: p.read_bytes() for p in files if p.stat().st_size}
+  files = list(whole)
+  sizes = np.array([len(data) for data in whole.values()], float)
+  for _ in range(number):
+    # Small files as often as large ones: half by file, half by byte.
+    share = sizes / sizes.sum() if rng.integers(2) else None
+    path = files[rng.choice(len(files), p=share)]
+    data = bytearray(whole[path])
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+    yield path
+    path.write_bytes(whole[path])
 
 
 @pytest.mark.slow
-def test_no_flip_is_silent(tmp_path, capsys):
+@pytest.mark.parametrize('kind', ['checkpoints', 'best'])
+def test_no_flip_in_a_checkpoint_is_silent(kind, tmp_path, capsys):
   rng = np.random.default_rng(0)
   state = {
     'w': jnp.asarray(rng.normal(size=(40, 30)), jnp.float32),
@@ -25,33 +46,69 @@ def test_no_flip_is_silent(tmp_path, capsys):
   }
   checkpoints = Checkpoints(tmp_path, 3, {'seed': 0})
   checkpoints.save(7, state)
+  checkpoints.save_best(7, state, 0.5)
   checkpoints.close()
-  folder = tmp_path / 'checkpoints' / '7'
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
-  sizes = np.array([p.stat().st_size for p in files], float)
-  reader = Checkpoints(tmp_path, 3, {'seed': 0}, read_only=True)
-  found = 0
-  for _ in range(FLIPS):
-    # Small files as often as large ones: half by file, half by byte.
-    share = sizes / sizes.sum() if rng.integers(2) else None
-    path = files[rng.choice(len(files), p=share)]
-    whole = path.read_bytes()
-    if not whole:
-      continue
-    data = bytearray(whole)
-    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-    path.write_bytes(data)
+  reader = Checkpoints(tmp_path, 3, read_only=True)
+  latest = kind == 'checkpoints'
+  restore = reader.restore_latest if latest else reader.restore_best
+  message = 'step 7 is damaged' if latest else 'best state is damaged'
+  found, manifests = 0, 0
+  for path in _flipped(tmp_path / kind, rng, FLIPS // 3):
+    manifests += path.name == 'manifest.json'
     try:
-      chex.assert_trees_all_equal(reader.restore_latest(state), state)
+      chex.assert_trees_all_equal(restore(state), state)
     except CheckpointError as e:
-      assert 'step 7 is damaged' in str(e)
+      assert message in str(e)
       found += 1
-    path.write_bytes(whole)
-  chex.assert_trees_all_equal(reader.restore_latest(state), state)
+  chex.assert_trees_all_equal(restore(state), state)
   reader.close()
   with capsys.disabled():
     print(
-      f'\n{FLIPS} flipped bits in {len(files)} files: {found} found and named, '
-      f'{FLIPS - found} in nothing that is restored; 0 silent'
+      f'\n{FLIPS // 3} bits flipped in {kind}/, {manifests} of them in its '
+      f'manifest: {found} found and named, {FLIPS // 3 - found} in nothing '
+      'that is read; 0 silent'
     )
-  assert found >= 0.99 * FLIPS
+  assert found >= 0.99 * (FLIPS // 3)
+
+
+@pytest.mark.slow
+def test_no_flip_in_the_store_of_features_is_silent(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  identity = {'extractor': 'fake', 'weights': 'none'}
+  expected, paths = {}, {}
+  for dtype in store.DTYPES:
+    folder = store.open_folder(tmp_path, identity | {'dtype': dtype})
+    paths[dtype] = [store.path_of(folder, f'{n:064x}') for n in range(3)]
+    for number, path in enumerate(paths[dtype]):
+      writer = store.Writer(path, (4, 6), dtype)
+      writer.append(rng.normal(size=(number + 2, 4, 6)).astype(np.float16))
+      writer.commit(identity, number + 2, None)
+
+  def read(dtype):
+    source = features.VideoFeatures(
+      ['a', 'b', 'c'], paths[dtype], [0, 1, 0], class_names=('x', 'y'),
+      identity={},
+    )  # fmt: skip
+    return [
+      {k: np.array(v) for k, v in source[i].items()} for i in range(len(source))
+    ]
+
+  expected = {dtype: read(dtype) for dtype in store.DTYPES}
+  records, found = 0, 0
+  for path in _flipped(tmp_path, rng, FLIPS // 3):
+    is_record = path.suffix == '.npy'
+    records += is_record
+    dtype = next((d for d in paths if path in paths[d]), 'float16')
+    try:
+      chex.assert_trees_all_equal(read(dtype), expected[dtype])
+      assert not is_record, path
+    except DataError as e:
+      assert str(path) in str(e)
+      found += 1
+  with capsys.disabled():
+    print(
+      f'\n{FLIPS // 3} bits flipped in a store of features, {records} of them '
+      f'in records: {found} found and named; the others in identity.json, '
+      'which is compared and written anew; 0 silent'
+    )
+  assert found == records

@@ -1,0 +1,281 @@
+"""Decodes videos in processes of their own, with limits.
+
+A video that crashes its decoder, hangs it, or asks for too much memory is a bad
+video, and no more than that. Frames come through pipes, in order, a few at a
+time; the next videos are decoded ahead while they are used.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.errors import DataError, VideoError
+
+# A message of a worker: its kind, and how many bytes follow.
+MESSAGE = struct.Struct('<cQ')
+HELLO, FRAMES, ALIVE, BAD, DONE = b'H', b'F', b'A', b'B', b'D'
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_START_SECONDS = 120.0
+_WORKER = 'data.decode_worker'
+_AHEAD = 8  # messages of frames kept of each video
+_MAX_WORKERS = 16
+
+
+class Limits(NamedTuple):
+  """What one video may take; its frames' pixels are limited in `data.videos`.
+
+  Attributes:
+    memory: bytes of address space of its process.
+    seconds: of CPU time.
+    stall_seconds: without a sign of life.
+    frames: how many.
+  """
+
+  memory: int = 4 << 30
+  seconds: int = 1800
+  stall_seconds: float = 20.0
+  frames: int = 100_000
+
+
+LIMITS = Limits()
+
+
+class Decoded(NamedTuple):
+  """What decoding a video to its end told.
+
+  Attributes:
+    sha256: of the file that was decoded.
+    num_frames: frames decoded, or taken at `fps`.
+    num_declared: by its header; None if it does not tell.
+    seconds: that decoding took.
+  """
+
+  sha256: str
+  num_frames: int
+  num_declared: int | None
+  seconds: float
+
+
+Event = np.ndarray | Decoded | VideoError
+
+
+class Decoders:
+  """Worker processes that decode; a context manager that ends them.
+
+  They end with this process, however it ends.
+
+  Args:
+    num_workers: processes; None: one a CPU core, at most 16.
+    limits: of each video.
+  """
+
+  def __init__(self, num_workers: int | None = None, limits: Limits = LIMITS):
+    self._count = num_workers or min(os.cpu_count() or 1, _MAX_WORKERS)
+    self._limits = limits
+    self._threads = concurrent.futures.ThreadPoolExecutor(self._count)
+    self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    self._workers: set[_Worker] = set()
+    self._pending: deque[tuple[pathlib.Path, queue.Queue]] = deque()
+    self._closed = False
+
+  def __enter__(self) -> 'Decoders':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._closed = True
+    for worker in list(self._workers):
+      worker.kill()
+    self._threads.shutdown(cancel_futures=True)
+    for worker in self._workers:
+      worker.close()
+
+  def stream(
+    self,
+    videos: Iterable[pathlib.Path],
+    size: tuple[int, int],
+    *,
+    fps: float | None = None,
+  ) -> Iterator[tuple[pathlib.Path, Event]]:
+    """The frames of videos, one video after the other.
+
+    Args:
+      videos: taken from as decoding goes on.
+      size: (height, width) of the frames.
+      fps: see `data.videos.decode`.
+
+    Yields:
+      (video, event): any number of uint8 `[n, height, width, 3]`, then
+      `Decoded`, or at any time a `VideoError`, which ends the video.
+
+    Raises:
+      DataError: if no worker can be started.
+    """
+    return self._stream(videos, {'size': list(size), 'fps': fps})
+
+  def examine(
+    self, videos: Iterable[pathlib.Path]
+  ) -> Iterator[tuple[pathlib.Path, Decoded | VideoError]]:
+    """Decodes videos and keeps no frames; see `stream`."""
+    for video, event in self._stream(videos, {'size': None, 'fps': None}):
+      if not isinstance(event, np.ndarray):
+        yield video, event
+
+  def _stream(
+    self, videos: Iterable[pathlib.Path], options: dict
+  ) -> Iterator[tuple[pathlib.Path, Any]]:
+    videos = iter(videos)
+    while True:
+      while len(self._pending) <= self._count:
+        video = next(videos, None)
+        if video is None:
+          break
+        events: queue.Queue = queue.Queue(_AHEAD)
+        self._pending.append((video, events))
+        self._threads.submit(self._decode, video, options, events)
+      if not self._pending:
+        return
+      video, events = self._pending[0]
+      event = None
+      while not isinstance(event, Decoded | VideoError):
+        event = events.get()
+        if isinstance(event, Exception) and not isinstance(event, VideoError):
+          raise event
+        yield video, event
+      self._pending.popleft()
+
+  def _decode(
+    self, video: pathlib.Path, options: dict, events: queue.Queue
+  ) -> None:
+    """One video, in a thread of this process: from a worker to `events`."""
+    try:
+      worker = self._take()
+      try:
+        worker.send({'path': str(video), **options})
+        kind = b''
+        while kind not in (BAD, DONE):
+          kind, data = worker.receive(self._limits.stall_seconds)
+          if kind == FRAMES:
+            self._put(events, data.reshape(-1, *options['size'], 3))
+        tree = json.loads(data.tobytes())
+        self._idle.put(worker)
+        self._put(events, VideoError(tree) if kind == BAD else Decoded(**tree))
+      except _DeadError as e:
+        self._drop(worker)
+        self._put(events, VideoError(f'{video}: {e}'))
+    except Exception as e:  # raised where the events are read
+      self._put(events, e)
+
+  def _put(self, events: queue.Queue, event: Any) -> None:
+    while not self._closed:
+      try:
+        return events.put(event, timeout=0.2)
+      except queue.Full:
+        continue
+
+  def _take(self) -> '_Worker':
+    try:
+      return self._idle.get_nowait()
+    except queue.Empty:
+      pass
+    worker = _Worker(self._limits)
+    self._workers.add(worker)
+    try:
+      if self._closed:
+        raise _DeadError('closed meanwhile.')
+      worker.receive(_START_SECONDS)
+    except _DeadError as e:
+      self._drop(worker)
+      raise DataError(f'cannot start a decoder ({sys.executable}): {e}') from e
+    return worker
+
+  def _drop(self, worker: '_Worker') -> None:
+    worker.close()
+    self._workers.discard(worker)
+
+
+class _DeadError(Exception):
+  """A worker ended, or had to be; the message says why."""
+
+
+class _Worker:
+  """One process of `data.decode_worker`."""
+
+  def __init__(self, limits: Limits):
+    self._limits = limits
+    paths = [str(_ROOT), os.environ.get('PYTHONPATH', '')]
+    # Threads of libraries would take address space, which is limited.
+    alone = {'OPENBLAS_NUM_THREADS': '1', 'MALLOC_ARENA_MAX': '1'}
+    path = os.pathsep.join(filter(None, paths))
+    try:
+      self._process = subprocess.Popen(
+        [sys.executable, '-P', '-m', _WORKER, json.dumps(limits)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=os.environ | alone | {'PYTHONPATH': path},
+      )
+    except OSError as e:
+      raise DataError(f'cannot start a decoder: {e.strerror}.') from e
+
+  def send(self, request: dict) -> None:
+    assert self._process.stdin is not None
+    try:
+      self._process.stdin.write(json.dumps(request).encode() + b'\n')
+    except OSError as e:
+      raise self._death() from e
+
+  def receive(self, timeout: float) -> tuple[bytes, np.ndarray]:
+    """The next message: its kind, and its bytes."""
+    kind, size = MESSAGE.unpack(self._read(MESSAGE.size, timeout))
+    return kind, self._read(size, timeout)
+
+  def kill(self) -> None:
+    """Ends the process; what reads from it is told."""
+    self._process.kill()
+
+  def close(self) -> None:
+    """Ends the process; nothing reads from it any more."""
+    self._process.kill()
+    self._process.wait()
+    for pipe in (self._process.stdin, self._process.stdout):
+      if pipe is not None:
+        pipe.close()
+
+  def _read(self, size: int, timeout: float) -> np.ndarray:
+    assert self._process.stdout is not None
+    pipe = self._process.stdout.fileno()
+    ready = select.poll()
+    ready.register(pipe, select.POLLIN)
+    data = np.empty(size, np.uint8)
+    done = 0
+    while done < size:
+      if not ready.poll(1000 * timeout):
+        raise _DeadError(f'cannot decode: no frame in {timeout:g} s.')
+      count = os.readv(pipe, [memoryview(data)[done:]])
+      if not count:
+        raise self._death()
+      done += count
+    return data
+
+  def _death(self) -> _DeadError:
+    code = self._process.wait()
+    if code == -signal.SIGXCPU:
+      return _DeadError(
+        f'cannot decode: more than {self._limits.seconds} s of CPU time. Cut '
+        'it into clips.'
+      )
+    how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
+    return _DeadError(f'cannot decode: it ended the decoder ({how}).')

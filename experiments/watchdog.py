@@ -1,0 +1,219 @@
+"""Tells when another process of a run is dead or stuck, and ends this one.
+
+Every process says each second how far it has come (a beat), through the
+key-value store of JAX's coordination service, and reads what the others say.
+One that is not heard from is dead or stopped; if nobody gets on, the one that
+is furthest behind is stuck. Without this, those that wait for it in a
+collective wait for ever.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.errors import PeerError
+
+BEAT_S = 1.0
+SILENT_S = 25.0  # not heard from for so long: dead, stopped or cut off
+SUSPECT_S = 5.0  # the same, once a collective has failed
+GRACE_S = 5.0  # for the others to come to the end that one process told
+_FOLDER = 'hman_jax/beat/'
+
+
+class Peer(NamedTuple):
+  """What is known of a process.
+
+  Attributes:
+    name: for messages: number, process id, host.
+    turns: how often it got on.
+    where: what it does.
+    note: why it left; empty if it has not.
+    changed: when its last beat came, by the clock of this process.
+  """
+
+  name: str
+  turns: int
+  where: str
+  note: str
+  changed: float
+
+
+class Verdict(NamedTuple):
+  """Why this process has to end.
+
+  Attributes:
+    message: for the user.
+    stacks: whether the stacks of this process belong to the answer.
+  """
+
+  message: str
+  stacks: bool
+
+
+def judge(
+  me: int,
+  peers: Mapping[int, Peer],
+  now: float,
+  own_change: float,
+  *,
+  stuck_s: float,
+  suspicious: bool = False,
+) -> Verdict | None:
+  """What is wrong with the processes, if anything.
+
+  Args:
+    me: number of this process.
+    peers: what is known, this process included, by number.
+    now: the clock.
+    own_change: when this process last got on.
+    stuck_s: seconds without getting on that are too many.
+    suspicious: whether a collective has failed here already.
+
+  Returns:
+    None while all is well.
+  """
+  others = [peer for number, peer in peers.items() if number != me]
+  silent_s = SUSPECT_S if suspicious else SILENT_S
+  silent = [p for p in others if not p.note and now - p.changed > silent_s]
+  if silent:
+    worst = min(silent, key=lambda p: p.changed)
+    return Verdict(
+      f'{worst.name} has not been heard from for {now - worst.changed:.0f} s '
+      f'(its last word: {worst.where}): it is dead, stopped or cut off. '
+      'Start all processes again with the same commands: they go on from the '
+      'last checkpoint.',
+      stacks=not suspicious,
+    )
+  for peer in others:
+    if peer.note and now - peer.changed > GRACE_S:
+      return Verdict(f'{peer.name} ended: {peer.note}', stacks=False)
+  if now - own_change > stuck_s:
+    least = min(p.turns for p in peers.values())
+    behind = [p for p in peers.values() if p.turns == least]
+    names = '; '.join(f'{p.name} ({p.where})' for p in behind)
+    if len(behind) == len(peers):
+      what = f'all processes stand at the same place: {behind[0].where}'
+    else:
+      what = f'stuck, the others wait for it: {names}'
+    return Verdict(
+      f'nothing has moved for {now - own_change:.0f} s (--watchdog_s='
+      f'{stuck_s:g}); {what}. The stacks above are those of this process; '
+      'those of the stuck one tell why. Start all processes again with the '
+      'same commands: they go on from the last checkpoint.',
+      stacks=True,
+    )
+  return None
+
+
+class Watchdog:
+  """Beats for this process, and watches the others; two threads.
+
+  Args:
+    client: of JAX's coordination service.
+    index: number of this process.
+    count: how many there are.
+    stuck_s: seconds without getting on that are too many.
+  """
+
+  def __init__(self, client: Any, index: int, count: int, stuck_s: float):
+    self._client, self._index, self._stuck_s = client, index, stuck_s
+    self._name = f'process {index} (process id {os.getpid()} on '
+    self._name += f'{socket.gethostname()})'
+    self._turns, self._where, self._note = 0, 'starting', ''
+    self._sent = 0
+    self._suspicious = False
+    now = time.monotonic()
+    self._own_change = now
+    unheard = lambda i: Peer(f'process {i}', 0, 'starting', '', now)
+    self._peers = {i: unheard(i) for i in range(count)}
+    self._texts: dict[int, str] = {}
+    self._closed = threading.Event()
+    self._talking = threading.Lock()
+    self._threads = [
+      threading.Thread(target=target, daemon=True)
+      for target in (self._talk_on, self._judge_on)
+    ]
+
+  def start(self) -> None:
+    """Starts beating and watching."""
+    for thread in self._threads:
+      thread.start()
+
+  def close(self) -> None:
+    """Ends both; nothing is watched any more."""
+    self._closed.set()
+    for thread in self._threads:
+      thread.join()
+
+  def beat(self, where: str = '') -> None:
+    """This process got on.
+
+    Args:
+      where: what it does now; empty: as before.
+    """
+    self._turns += 1
+    self._where = where or self._where
+    self._own_change = time.monotonic()
+
+  def suspect(self) -> None:
+    """A collective has failed: the others are given less time to be heard."""
+    self._suspicious = True
+
+  def leave(self, note: str) -> None:
+    """Tells the others that this process ends, and why."""
+    self._note = note
+    try:
+      self._talk()
+    except Exception:  # the service is gone: they hear nothing, and find out
+      return
+
+  def _talk_on(self) -> None:
+    while not self._closed.wait(BEAT_S):
+      try:
+        self._talk()
+      except Exception:  # no answer is what `_judge_on` looks for
+        continue
+
+  def _talk(self) -> None:
+    with self._talking:
+      self._sent += 1
+      mine = (self._name, self._turns, self._where, self._note, self._sent)
+      self._client.key_value_set(
+        f'{_FOLDER}{self._index}', json.dumps(mine), allow_overwrite=True
+      )
+      answer = self._client.key_value_dir_get(_FOLDER)
+      now = time.monotonic()
+      for key, text in answer:
+        number = int(key.rpartition('/')[2])
+        if text != self._texts.get(number):
+          self._texts[number] = text
+          name, turns, where, note, _ = json.loads(text)
+          self._peers[number] = Peer(name, turns, where, note, now)
+
+  def _judge_on(self) -> None:
+    while not self._closed.wait(BEAT_S / 2):
+      verdict = judge(
+        self._index,
+        dict(self._peers),
+        time.monotonic(),
+        self._own_change,
+        stuck_s=self._stuck_s,
+        suspicious=self._suspicious,
+      )
+      if verdict is not None:
+        self._end(verdict)
+
+  def _end(self, verdict: Verdict) -> None:
+    sys.stdout.flush()
+    if verdict.stacks:
+      print(f'stacks of {self._name}:', file=sys.stderr, flush=True)
+      faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    # One write: the lines of several processes must not mix.
+    os.write(2, f'error: process {self._index}: {verdict.message}\n'.encode())
+    os._exit(PeerError.exit_code)

@@ -1,0 +1,74 @@
+"""What a child does to itself before it becomes the trainer."""
+
+import os
+import resource
+import time
+
+import numpy as np
+
+
+def clock_one_hour_on():
+  """The clock is wrong."""
+  _shift_clock(3600.0)
+
+
+def clock_one_month_back():
+  """The clock is wrong."""
+  _shift_clock(-30 * 86400.0)
+
+
+def _shift_clock(seconds):
+  now, now_ns = time.time, time.time_ns
+  time.time = lambda: now() + seconds
+  time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+
+
+def screen_is_full():
+  """Standard output is a file on a full disk."""
+  os.dup2(os.open('/dev/full', os.O_WRONLY), 1)
+
+
+def files_are_small():
+  """No file may be longer than this."""
+  _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+
+
+def tell_phases():
+  """A line whenever such a phase begins."""
+  from experiments import checkpoint, evaluation
+
+  _tell(evaluation.Evaluator, '_outputs', 'evaluation')
+  _tell(checkpoint._Directory, 'save', 'saving')
+  _tell(checkpoint._Directory, 'restore', 'reading')
+
+
+def _tell(owner, name, phase):
+  function = getattr(owner, name)
+
+  def told(*args, **kwargs):
+    print(f'PHASE {phase}', flush=True)
+    return function(*args, **kwargs)
+
+  setattr(owner, name, told)
+
+
+def slow_extractor():
+  """Half a second a video."""
+  from data import features
+
+  features.EXTRACTORS['efficientnet_lite0'] = SlowExtractor
+
+
+class SlowExtractor:
+  """Means of the picture's cells, and a line for each call."""
+
+  image_size = (14, 14)
+  feature_shape = (49, 3)
+  identity = {'extractor': 'slow', 'weights': 'none'}  # noqa: RUF012
+
+  def extract(self, frames):
+    print('PHASE features', flush=True)
+    time.sleep(0.5)
+    cells = frames.reshape(-1, 7, 2, 7, 2, 3).mean((2, 4)) / 255
+    return cells.reshape(-1, 49, 3).astype(np.float16)

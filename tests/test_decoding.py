@@ -1,0 +1,198 @@
+"""Decoding in processes of their own: order, limits, ends."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from data import decoding, extract, videos
+from data.errors import DataError, VideoError
+
+import video_files
+
+TESTS = pathlib.Path(__file__).parent
+
+
+@pytest.fixture
+def clips(tmp_path):
+  return [
+    video_files.write(
+      tmp_path / f'{k} #(a).avi', video_files.shades(3 + 20 * k, first=k)
+    )
+    for k in range(4)
+  ]
+
+
+@pytest.fixture
+def bad_worker(monkeypatch):
+  monkeypatch.setattr(decoding, '_WORKER', 'bad_worker')
+  monkeypatch.setenv('PYTHONPATH', str(TESTS))
+
+
+def _gathered(stream):
+  frames, ends = {}, {}
+  for video, event in stream:
+    if isinstance(event, np.ndarray):
+      frames.setdefault(video, []).append(event)
+    else:
+      ends[video] = event
+  return {v: np.concatenate(parts) for v, parts in frames.items()}, ends
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_frames_are_those_of_decode(clips, count):
+  with decoding.Decoders(count) as decoders:
+    frames, ends = _gathered(decoders.stream(clips, (16, 24)))
+    again, _ = _gathered(decoders.stream(clips[:1], (8, 8), fps=15.0))
+    counts = dict(decoders.examine(clips))
+  assert list(frames) == list(ends) == clips
+  for clip in clips:
+    whole = videos.decode(clip, (16, 24))
+    np.testing.assert_array_equal(frames[clip], whole)
+    for end in (ends[clip], counts[clip]):
+      assert end.num_frames == end.num_declared == len(whole)
+      assert end.sha256 == videos.sha256(clip)
+  np.testing.assert_array_equal(
+    again[clips[0]], videos.decode(clips[0], (8, 8), fps=15.0)
+  )
+
+
+def test_a_bad_video_is_told_as_decode_tells_it(clips):
+  clips[1].write_bytes(clips[1].read_bytes()[:-2000])
+  clips[2].unlink()
+  with decoding.Decoders(2) as decoders:
+    _, ends = _gathered(decoders.stream(clips, (8, 8)))
+  for clip in clips:
+    try:
+      videos.decode(clip)
+    except VideoError as e:
+      assert str(ends[clip]) == str(e)
+    else:
+      assert clip in (clips[0], clips[3])
+      assert isinstance(ends[clip], decoding.Decoded)
+
+
+def test_what_ends_a_worker_is_the_clip_s_error(tmp_path, bad_worker):
+  names = ('a', 'crash', 'b', 'exit', 'hang', 'c', 'memory', 'd')
+  clips = [
+    video_files.write(tmp_path / f'{name}.avi', video_files.shades(5))
+    for name in names
+  ]
+  limits = decoding.Limits(stall_seconds=4)
+  with decoding.Decoders(2, limits) as decoders:
+    _, ends = _gathered(decoders.stream(clips, (8, 8)))
+  told = {
+    'crash': 'it ended the decoder (SIGSEGV)',
+    'exit': 'it ended the decoder (exit code 3)',
+    'hang': 'no frame in 4 s',
+    'memory': 'needs more than 4096 MiB of memory',
+  }
+  for clip in clips:
+    if clip.stem in told:
+      assert isinstance(ends[clip], VideoError)
+      assert f'{clip}: cannot decode: ' in str(ends[clip])
+      assert told[clip.stem] in str(ends[clip])
+    else:
+      assert ends[clip].num_frames == 5
+
+
+@pytest.mark.slow
+def test_an_endless_loop_is_the_clip_s_error(tmp_path, bad_worker):
+  clip = video_files.write(tmp_path / 'spin.avi', video_files.shades(5))
+  with decoding.Decoders(1, decoding.Limits(seconds=1)) as decoders:
+    ((_, end),) = decoders.stream([clip], (8, 8))
+  assert 'more than 1 s of CPU time' in str(end)
+
+
+def test_limits_of_frames_and_memory(clips):
+  limits = decoding.Limits(frames=25)
+  with decoding.Decoders(1, limits) as decoders:
+    _, ends = _gathered(decoders.stream(clips, (8, 8)))
+  good = [isinstance(ends[clip], decoding.Decoded) for clip in clips]
+  assert good == [True, True, False, False]
+  assert 'more than 25 frames' in str(ends[clips[3]])
+  limits = decoding.Limits(memory=1 << 20)
+  with (
+    decoding.Decoders(1, limits) as decoders,
+    pytest.raises(DataError, match='cannot start a decoder'),
+  ):
+    list(decoders.stream(clips, (8, 8)))
+
+
+def test_the_rest_is_dropped_when_a_reader_leaves(tmp_path):
+  long = [
+    video_files.write(tmp_path / f'{k}.avi', video_files.shades(400))
+    for k in range(3)
+  ]
+  start = time.monotonic()
+  with decoding.Decoders(2) as decoders:
+    next(iter(decoders.stream(long, (64, 64))))
+    processes = [w._process for w in decoders._workers]
+  assert time.monotonic() - start < 20
+  assert processes and all(p.poll() is not None for p in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['hang', 'spin'])
+def test_workers_end_with_their_parent(tmp_path, bad_worker, name):
+  clip = video_files.write(tmp_path / f'{name}.avi', video_files.shades(5))
+  code = f"""
+import pathlib, threading, time
+from data import decoding
+decoding._WORKER = 'bad_worker'
+with decoding.Decoders(1) as decoders:
+  stream = decoders.stream([pathlib.Path({str(clip)!r})], (8, 8))
+  threading.Thread(target=list, args=(stream,), daemon=True).start()
+  while not decoders._workers:
+    time.sleep(0.01)
+  (worker,) = decoders._workers
+  print(worker._process.pid, flush=True)
+  time.sleep(60)
+"""
+  with subprocess.Popen(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
+    stdout=subprocess.PIPE,
+  ) as parent:
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(1)
+    os.kill(parent.pid, signal.SIGKILL)
+  for _ in range(100):
+    if not pathlib.Path(f'/proc/{pid}').exists():
+      return
+    time.sleep(0.1)
+  os.kill(pid, signal.SIGKILL)
+  pytest.fail('the worker lives on')
+
+
+class Means:
+  """An extractor for tests: the mean colour of a frame."""
+
+  image_size = (16, 16)
+  feature_shape = (1, 3)
+  batch_size = 4
+  identity = {'extractor': 'means'}  # noqa: RUF012
+
+  def extract(self, frames):
+    return frames.mean(axis=(1, 2), keepdims=True)[:, 0].astype(np.float16)
+
+
+def test_extraction_goes_on_after_a_crash(tmp_path, bad_worker):
+  clips = [
+    video_files.write(
+      tmp_path / f'{name}.avi', video_files.shades(5, first=10 * k)
+    )
+    for k, name in enumerate(('a', 'crash', 'b'))
+  ]
+  store = tmp_path / 'store'
+  with pytest.raises(DataError, match=r'1 of 3 videos are bad(.|\n)*SIGSEGV'):
+    extract.prepare(clips, Means(), store)
+  done = extract.prepare(clips, Means(), store, on_bad='skip')
+  assert list(done.paths) == [clips[0], clips[2]]
+  assert list(done.bad) == [clips[1]]
