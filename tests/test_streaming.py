@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hman_jax import models, streaming
-from hman_jax.cells import COPY, FLUSH, HMLSTM, UPDATE, base
+from hman_jax import models, precision, streaming
+from hman_jax.cells import COPY, FLUSH, HMLSTM, UPDATE
 
 N, D, C, T = 9, 4, 5, 24
 _QUICK = {'xla_backend_optimization_level': 0}
