@@ -48,7 +48,7 @@ class Evaluator:
       keys = _clip_keys(key, batch['clip'], batch['start'])
       out = model.apply(
         params,
-        batch['features'],
+        pipeline.features_of(batch),
         batch['mask'],
         key=keys if sample else None,
         deterministic=True,

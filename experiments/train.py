@@ -171,7 +171,7 @@ def make_train_step(
   def loss_of(params, batch, keys, baseline, slope, noise, axis_name):
     out = model.apply(
       params,
-      batch['features'],
+      pipeline.features_of(batch),
       batch['mask'],
       key=keys,
       boundary_slope=slope,
