@@ -65,6 +65,11 @@ def test_two_processes_are_one_run(one, two, server, tmp_path, capsys):
     print(f'\n2 processes: within {apart:.1e} of one; twice: the same bits')
 
 
+def test_slurm_starts_the_same_run(two, server, tmp_path):
+  peer_runs.finish(server, tmp_path / 'run', 2, slurm=True)
+  assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
+
+
 def test_four_processes_are_one_run(server, tmp_path, capsys):
   """Of a network that draws boundaries and looks, with REINFORCE's baseline."""
   model = {'model.name': 'hm_reinforce'}
