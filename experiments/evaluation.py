@@ -16,8 +16,34 @@ CHANCE_SEED = 0  # of the shifts that give the chance level of boundaries
 DEAD_BELOW, DEAD_ABOVE = 0.01, 0.99
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'sample', 'weights'))
+def _apply(model, params, batch, key, sample, weights):
+  """What is looked at of the blocks of a batch, by name."""
+  keys = _clip_keys(key, batch['clip'], batch['start'])
+  out = model.apply(
+    params,
+    batch['features'],
+    batch['mask'],
+    key=keys if sample else None,
+    deterministic=True,
+    sample_boundaries=sample,
+    boundary_slope=5.0,
+  )
+  shown = {'logits': out.logits}
+  if out.attention is not None:
+    shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
+    shown['entropy'] = out.attention.entropy
+    shown['temperature'] = out.attention.temperature
+    if weights:
+      shown['weights'] = out.attention.weights
+  if out.cell is not None and out.cell.z is not None:
+    shown['z'] = out.cell.z
+    shown['operation'] = out.cell.operation
+  return shown
+
+
 class Evaluator:
-  """Scores parameters on a clip source; compiled once.
+  """Scores parameters on a clip source; compiled once for a model.
 
   Args:
     config: a resolved config.
@@ -26,35 +52,10 @@ class Evaluator:
 
   def __init__(self, config: ml_collections.ConfigDict, model):
     self._config = config
+    self._model = model
     self._has_boundaries = config.model.cell == 'hm_lstm'
     self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
     self._key = jax.random.key(config.seed)
-
-    @functools.partial(jax.jit, static_argnames=('sample', 'weights'))
-    def apply(params, batch, key, sample, weights):
-      keys = _clip_keys(key, batch['clip'], batch['start'])
-      out = model.apply(
-        params,
-        batch['features'],
-        batch['mask'],
-        key=keys if sample else None,
-        deterministic=True,
-        sample_boundaries=sample,
-        boundary_slope=5.0,
-      )
-      shown = {'logits': out.logits}
-      if out.attention is not None:
-        shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
-        shown['entropy'] = out.attention.entropy
-        shown['temperature'] = out.attention.temperature
-        if weights:
-          shown['weights'] = out.attention.weights
-      if out.cell is not None and out.cell.z is not None:
-        shown['z'] = out.cell.z
-        shown['operation'] = out.cell.operation
-      return shown
-
-    self._apply = apply
 
   @property
   def _samples(self) -> bool:
@@ -139,7 +140,9 @@ class Evaluator:
     parts = []
     for batch in batches:
       check()
-      shown = jax.device_get(self._apply(params, batch, key, sample, weights))
+      shown = jax.device_get(
+        _apply(self._model, params, batch, key, sample, weights)
+      )
       real = batch['weight'] > 0
       truth = {k: v for k, v in batch.items() if k != 'features'}
       parts.append({k: v[real] for k, v in {**truth, **shown}.items()})
