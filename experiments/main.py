@@ -210,26 +210,27 @@ def run() -> None:
     word = 'stopped' if isinstance(e, StoppedRun) else 'error'
     if distributed.count() > 1:
       word += f': process {distributed.index()}'
-    _leave(getattr(e, 'exit_code', 2), f'{word}: {e}')
+    _leave(getattr(e, 'exit_code', 2), word, e)
   except OSError as e:
     # As where the screen is a file on the disk that is full.
     if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
       raise
-    _leave(StorageError.exit_code, f'error: {e}')
+    _leave(StorageError.exit_code, 'error', e)
   except Exception as e:
     if distributed.count() == 1:
       raise
     distributed.lost(e)
 
 
-def _leave(code: int, message: str) -> NoReturn:
+def _leave(code: int, word: str, error: Exception) -> NoReturn:
   """Tells and ends, also where what it tells goes to a full disk."""
-  distributed.leave(code, message)
-  for stream, text in ((sys.stdout, ''), (sys.stderr, message)):
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'{word}: {error}\n')):
     try:
-      print(text, end='\n' if text else '', file=stream, flush=True)
+      stream.write(text)
+      stream.flush()
     except OSError:
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+  distributed.leave(code, str(error))
   sys.exit(code)
 
 
