@@ -1,7 +1,9 @@
 """What a child does to itself before it becomes the trainer."""
 
 import os
+import pathlib
 import resource
+import sys
 import time
 
 import numpy as np
@@ -51,6 +53,28 @@ def _tell(owner, name, phase):
     return function(*args, **kwargs)
 
   setattr(owner, name, told)
+
+
+def only_saves():
+  """Instead of training: four steps of arithmetic, saved as training is."""
+  from experiments import workdir
+  from experiments.checkpoint import Checkpoints
+
+  flag = next(a for a in sys.argv if a.startswith('--workdir='))
+  directory = pathlib.Path(flag.partition('=')[2])
+  first = {'w': np.arange(600, dtype=np.float32).reshape(20, 30),
+           'step': np.zeros((), np.int32)}  # fmt: skip
+  with workdir.owned(directory):
+    checkpoints = Checkpoints(directory, 1, {'seed': 0})
+    state = checkpoints.restore_latest(first) or first
+    for step in range(int(state['step']) + 1, 5):
+      state = {'w': np.sin(state['w'] + step), 'step': np.int32(step)}
+      print(f'step {step}/4', flush=True)
+      if step % 2 == 0:
+        checkpoints.save_best(step, state, 0.5)
+        checkpoints.save(step, state)
+    checkpoints.close()
+  sys.exit()
 
 
 def slow_extractor():
