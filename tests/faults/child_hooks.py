@@ -68,7 +68,8 @@ def only_saves():
     checkpoints = Checkpoints(directory, 1, {'seed': 0})
     state = checkpoints.restore_latest(first) or first
     for step in range(int(state['step']) + 1, 5):
-      state = {'w': np.sin(state['w'] + step), 'step': np.int32(step)}
+      w = np.sin(np.asarray(state['w']) + np.float32(step))
+      state = {'w': w, 'step': np.asarray(step, np.int32)}
       print(f'step {step}/4', flush=True)
       if step % 2 == 0:
         checkpoints.save_best(step, state, 0.5)
