@@ -28,8 +28,12 @@ class Extractor(Protocol):
 
   image_size: tuple[int, int]
   feature_shape: tuple[int, int]
-  batch_size: int
   identity: dict
+
+  @property
+  def batch_size(self) -> int:
+    """See above."""
+    ...
 
   def extract(self, frames: np.ndarray) -> np.ndarray:
     """uint8 `[T, height, width, 3]`, T >= 1 -> float16 `[T, N, D]`.

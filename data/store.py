@@ -358,14 +358,18 @@ def _temporary(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """A file beside `path`, removed at the end unless moved; `_sweep` knows by
   its lock that its writer is alive.
   """
-  temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}.tmp')
-  with open(temporary, 'x+b') as file:
-    with contextlib.suppress(OSError):  # a file system without locks
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-      yield file
-    finally:
-      temporary.unlink(missing_ok=True)
+  while True:
+    temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}.tmp')
+    with open(temporary, 'x+b') as file:
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+      if not temporary.exists():  # swept before it was locked
+        continue
+      try:
+        yield file
+      finally:
+        temporary.unlink(missing_ok=True)
+      return
 
 
 def _move(file: IO[bytes], path: pathlib.Path) -> None:

@@ -58,17 +58,19 @@ def stop(child: subprocess.Popen) -> None:
 def _wait_for_port(port: int) -> str:
   """Waits while a run that has just ended still holds it; what is wrong."""
   end = time.monotonic() + LINGER_S + 5.0
+  both = socket.has_dualstack_ipv6()
   while True:
-    # gRPC would share a port that is in use without a word.
-    with socket.socket(socket.AF_INET6) as probe:
-      probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      try:
-        probe.bind(('::', port))
+    try:
+      # gRPC would share a port that is in use without a word.
+      with socket.create_server(
+        ('', port),
+        family=socket.AF_INET6 if both else socket.AF_INET,
+        dualstack_ipv6=both,
+      ):
         return ''
-      except OSError as e:
-        if time.monotonic() > end:
-          return e.strerror or str(e)
+    except OSError as e:
+      if time.monotonic() > end:
+        return e.strerror or str(e)
     time.sleep(0.5)
 
 

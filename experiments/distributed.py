@@ -116,6 +116,8 @@ def place(
       )
   elif all(value is None for value in given.values()):
     return None
+  if given['num_processes'] == 1:
+    return None
   missing = [name for name, value in given.items() if value is None]
   if missing:
     raise ConfigError(
@@ -130,12 +132,12 @@ def place(
     raise ConfigError(
       f'--coordinator_address: expected HOST:PORT, got {address!r}.'
     )
-  if count < 1 or not 0 <= index < count:
+  if not 0 <= index < count:
     raise ConfigError(
-      f'--process_id: expected 0..{count - 1} with --num_processes={count}, '
-      f'got {index}.'
+      '--process_id: expected an integer >= 0 and < --num_processes='
+      f'{count}, got {index}.'
     )
-  return Place(address, count, index, devices) if count > 1 else None
+  return Place(address, count, index, devices)
 
 
 def start(where: Place | None, watchdog_s: float = WATCHDOG_S) -> None:

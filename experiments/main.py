@@ -6,6 +6,7 @@ import pathlib
 import sys
 from typing import NoReturn
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -14,9 +15,6 @@ from experiments import distributed, storage
 from experiments.errors import HmanError, StoppedRun, StorageError
 from experiments.stopping import Stop
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, a file in configs/.', lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -68,9 +66,10 @@ def main(argv: list[str]) -> None:
     raise HmanError(
       f'{argv[1]!r}: no positional arguments; write flags as --name=value.'
     )
-  if _CONFIG.value is None:
+  if not flags.FLAGS['config'].present:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
   config = config_lib.resolve(_config())
+  allowed = config_lib.changeable(_ALLOWED.value)
 
   place = distributed.place(
     _COORDINATOR.value,
@@ -85,8 +84,8 @@ def main(argv: list[str]) -> None:
   stop.install()
   from experiments import workdir
 
-  allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
-  _check_same_program(config, allowed)
+  if distributed.count() > 1:
+    _check_same_program(config, allowed)
   default = _WORKDIR.value or str(workdir.default(_recipe()))
   directory = pathlib.Path(distributed.from_first(default)).expanduser()
   first = distributed.is_first()
@@ -144,7 +143,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     assert stop.signal is not None
     raise StoppedRun(stop.signal, str(e)) from e
   stop.agree()
-  fingerprint = workdir.fingerprint(config, splits, allowed)
+  fingerprint = workdir.fingerprint(config, splits)
   distributed.check_same(fingerprint)
   first = distributed.is_first()
   if first:
@@ -161,6 +160,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     config.checkpoint.keep,
     fingerprint,
     _REFUSE_DAMAGED.value,
+    allowed=[f'config.{name}' for name in allowed],
   )
   make_log = RunLog if first else SilentLog
   log = make_log(directory, config.train.log_every, config.train.log_seconds)
@@ -177,10 +177,12 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
 def _config():
   """What the config file returned; a file that fails is the user's."""
   try:
-    config = _CONFIG.value
-    config.to_dict()
+    config = flags.FLAGS.config
   except Exception as e:
     raise HmanError(f'--config: {e}') from e
+  if not isinstance(config, ml_collections.ConfigDict):
+    kind = type(config).__name__
+    raise HmanError(f'--config: get_config() returned {kind}, no ConfigDict.')
   return config
 
 
@@ -190,9 +192,12 @@ def _recipe() -> str:
 
 def _parse(argv: list[str]) -> list[str]:
   """The parser of absl, with our message for a wrong field or value."""
-  config_lib.check_flags(argv[1:])
   try:
     return flags.FLAGS(argv)
+  except SystemExit as e:
+    if any(a.lstrip('-').startswith('help') for a in argv):
+      raise
+    raise HmanError(f'--config: the file left by exit({e.code}).') from e
   except Exception as e:  # a config is code: whatever it raises is its file's
     raise HmanError(f'command line: {e}') from e
 
@@ -202,6 +207,10 @@ def run() -> None:
   from data.errors import DataError
 
   try:
+    config_lib.check_flags(sys.argv[1:])
+    config_flags.DEFINE_config_file(  # reads sys.argv
+      'config', None, 'Recipe, a file in configs/.', lock_config=True
+    )
     app.run(main, flags_parser=_parse)
   except (HmanError, DataError) as e:
     # Flags are not parsed if a flag is the mistake.

@@ -87,6 +87,9 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
     dropout=model.dropout,
     feature_norm=model.feature_norm,
     global_context=model.global_context,
+    backward=model.backward,
+    remat=model.remat,
+    dtype=model.dtype,
     boundary_period=model.boundary_period if is_fixed else 0,
   )
 
@@ -168,7 +171,7 @@ def make_train_step(
   def loss_of(params, batch, keys, baseline, slope, noise, axis_name):
     out = model.apply(
       params,
-      batch['features'],
+      pipeline.features_of(batch),
       batch['mask'],
       key=keys,
       boundary_slope=slope,

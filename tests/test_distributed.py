@@ -64,7 +64,7 @@ def test_where_a_process_stands(flags, environment, expected):
   [
     (('h:1', 2, None), {}, '--process_id: missing .or JAX_PROCESS_ID'),
     ((None, 2, 0), {}, '--coordinator_address: missing'),
-    (('h:1', 2, 2), {}, r'--process_id: expected 0\.\.1'),
+    (('h:1', 2, 2), {}, '--process_id: expected an integer >= 0 and < --num'),
     (('h', 2, 0), {}, 'expected HOST:PORT'),
     (('h:99999', 2, 0), {}, 'expected HOST:PORT'),
     (('h:1', 2, None), {'JAX_PROCESS_ID': 'one'}, "integer >= 0, got 'one'"),

@@ -150,6 +150,21 @@ def test_two_writers_of_one_record(tmp_path):
   assert os.listdir(tmp_path) == ['a.npy']
 
 
+def test_a_file_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+  flock, swept = store.fcntl.flock, []
+
+  def sweep_first(file, flags):
+    if not swept:
+      swept.append(file.name)
+      os.unlink(file.name)
+    flock(file, flags)
+
+  monkeypatch.setattr(store.fcntl, 'flock', sweep_first)
+  record = records.write(tmp_path / 'a.npy', _features())
+  store.verify(record)
+  assert swept and os.listdir(tmp_path) == ['a.npy']
+
+
 def test_the_folder_tells_what_it_holds(tmp_path):
   folder = store.open_folder(tmp_path / 'store', {'extractor': 'x', 'k': 1})
   other = store.open_folder(tmp_path / 'store', {'extractor': 'x', 'k': 2})

@@ -1,6 +1,6 @@
 """Runs of several processes on this machine, and what befalls one of them."""
 
-import multiprocessing
+import functools
 import os
 import pathlib
 import socket
@@ -11,16 +11,12 @@ import numpy as np
 import child_runs
 
 # 13 and 11 clips in batches of 4: the last batch is uneven.
-UNEVEN = {'data.num_validation': 13, 'data.num_test': 11}
+UNEVEN = {
+  **child_runs.SIMPLE,
+  'data.num_test': 11,
+  'data.num_validation': 13,
+}
 AT_STEP = 7
-
-
-def _peer(what, process_id, argv, output, environment) -> None:
-  """A child that something befalls; see `BEFALLS`."""
-  os.chdir(child_runs.ROOT)
-  if what is not None:
-    BEFALLS[what](process_id)
-  child_runs._child(argv, output, environment)
 
 
 def _from_step(process_id: int, change) -> None:
@@ -69,63 +65,79 @@ def _other_data(process_id: int) -> None:
     composite_actions.CompositeActions.__init__ = changed
 
 
+def _poisoned(process_id: int) -> None:
+  _from_step(process_id, _poison)
+
+
+def _stuck(process_id: int) -> None:
+  _from_step(process_id, _sleep)
+
+
 BEFALLS = {
   'other_code': _other_code,
   'other_data': _other_data,
-  'poisoned': lambda process_id: _from_step(process_id, _poison),
-  'stuck': lambda process_id: _from_step(process_id, _sleep),
+  'poisoned': _poisoned,
+  'stuck': _stuck,
 }
 
 
 def start(
-  folder: pathlib.Path,
+  server: child_runs.Server,
   workdir: pathlib.Path,
   count: int,
   *flags: str,
   what: str | None = None,
+  slurm: bool = False,
   by_process=lambda process_id: {},
   **changes,
 ) -> list[child_runs.Run]:
   """Starts a run of several processes.
 
   Args:
-    folder: for their output and the compilation cache.
+    server: of the children.
     workdir: of the run.
     count: how many processes.
     *flags: of each.
     what: befalls the processes but the first, of `BEFALLS`.
+    slurm: start them as SLURM does.
     by_process: changes of the config of a process.
     **changes: of the config.
   """
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
-  context = multiprocessing.get_context('forkserver')
   runs = []
   for i in range(count):
-    place = (
-      f'--coordinator_address=localhost:{port}',
-      f'--num_processes={count}',
-      f'--process_id={i}',
+    place: dict = {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+      'JAX_NUM_PROCESSES': count,
+      'JAX_PROCESS_ID': i,
+    }
+    if slurm:
+      place = {
+        'SLURM_JOB_ID': os.getpid(),
+        'SLURM_LOCALID': i,
+        'SLURM_NTASKS': count,
+        'SLURM_PROCID': i,
+        'SLURM_STEP_NODELIST': 'localhost',
+      }
+    before = (functools.partial(BEFALLS[what], i),) if what else ()
+    runs.append(
+      server.start(
+        workdir,
+        *flags,
+        *(('--distributed',) if slurm else ()),
+        environment=place,
+        before=before,
+        **{**UNEVEN, **changes, **by_process(i)},
+      )
     )
-    own = {**UNEVEN, **changes, **by_process(i)}
-    argv = child_runs.arguments(
-      workdir, *flags, *(place if count > 1 else ()), **own
-    )
-    output = folder / f'output_{workdir.name}_{time.monotonic_ns()}_{i}.txt'
-    output.write_text('')
-    process = context.Process(
-      target=_peer,
-      args=(what, i, argv, str(output), child_runs.environment(folder)),
-    )
-    process.start()
-    runs.append(child_runs.Run(process, output))
   return runs
 
 
-def finish(folder, workdir, count, *flags, **changes) -> list[child_runs.Run]:
+def finish(server, workdir, count, *flags, **changes) -> list[child_runs.Run]:
   """Runs them to their end."""
-  runs = start(folder, workdir, count, *flags, **changes)
+  runs = start(server, workdir, count, *flags, **changes)
   codes = [run.wait() for run in runs]
   assert codes == [0] * count, [run.output() for run in runs]
   return runs
@@ -135,13 +147,11 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """The last state of a run, by path."""
   import jax
 
-  from experiments import trained
+  from experiments import train, trained
   from experiments.checkpoint import Checkpoints
 
   read = trained.read(workdir, checkpoint='latest')
   config = read.config
-  from experiments import train
-
   like = train.init_state(
     config,
     read.model,

@@ -17,23 +17,18 @@ LIMIT_S = 30.0
 
 
 @pytest.fixture(scope='module')
-def folder(server, tmp_path_factory):
-  return tmp_path_factory.mktemp('peers')
-
-
-@pytest.fixture(scope='module')
-def one(folder, tmp_path_factory):
+def one(server, tmp_path_factory):
   """The working directory of one process's run."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
-  peer_runs.finish(folder, workdir, 1)
+  peer_runs.finish(server, workdir, 1)
   return workdir
 
 
 @pytest.fixture(scope='module')
-def two(folder, tmp_path_factory):
+def two(server, tmp_path_factory):
   """The working directory of a run of two processes."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
-  peer_runs.finish(folder, workdir, 2)
+  peer_runs.finish(server, workdir, 2)
   return workdir
 
 
@@ -61,27 +56,35 @@ def _ends(runs, sent):
   return codes, time.monotonic() - sent
 
 
-def test_two_processes_are_one_run(one, two, folder, tmp_path, capsys):
+def test_two_processes_are_one_run(one, two, server, tmp_path, capsys):
   apart = _close(two, one)
   assert apart <= 1e-5
-  peer_runs.finish(folder, tmp_path / 'run', 2)
+  peer_runs.finish(server, tmp_path / 'run', 2)
   assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
   with capsys.disabled():
     print(f'\n2 processes: within {apart:.1e} of one; twice: the same bits')
 
 
-def test_four_processes_are_one_run(one, folder, tmp_path, capsys):
-  peer_runs.finish(folder, tmp_path / 'run', 4)
-  apart = _close(tmp_path / 'run', one)
+def test_slurm_starts_the_same_run(two, server, tmp_path):
+  peer_runs.finish(server, tmp_path / 'run', 2, slurm=True)
+  assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
+
+
+def test_four_processes_are_one_run(server, tmp_path, capsys):
+  """Of a network that draws boundaries and looks, with REINFORCE's baseline."""
+  model = {'model.name': 'hm_reinforce'}
+  for count in (1, 4):
+    peer_runs.finish(server, tmp_path / f'run_{count}', count, **model)
+  apart = _close(tmp_path / 'run_4', tmp_path / 'run_1')
   assert apart <= 1e-5
   with capsys.disabled():
     print(f'\n4 processes: within {apart:.1e} of one')
 
 
 @pytest.mark.parametrize('killed', [1, 0])
-def test_a_killed_process_is_named(killed, two, folder, tmp_path, capsys):
+def test_a_killed_process_is_named(killed, two, server, tmp_path, capsys):
   """0 is the one that starts the coordinator."""
-  runs = peer_runs.start(folder, tmp_path / 'run', 2)
+  runs = peer_runs.start(server, tmp_path / 'run', 2)
   assert runs[0].wait_for(_computing)
   sent = time.monotonic()
   runs[killed].kill()
@@ -93,15 +96,15 @@ def test_a_killed_process_is_named(killed, two, folder, tmp_path, capsys):
   assert last.startswith(f'{name}{runs[killed].pid} on '), other.output()
   assert 'Start all processes again' in last
   assert 'Traceback' not in other.output() and '***' not in other.output()
-  peer_runs.finish(folder, tmp_path / 'run', 2)
+  peer_runs.finish(server, tmp_path / 'run', 2)
   assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
   with capsys.disabled():
     print(f'\nprocess {killed} killed: the other left after {taken:.1f} s')
 
 
 @pytest.mark.parametrize('stopped', [1, 0])
-def test_a_stopped_process_is_named(stopped, folder, tmp_path, capsys):
-  runs = peer_runs.start(folder, tmp_path / 'run', 2)
+def test_a_stopped_process_is_named(stopped, server, tmp_path, capsys):
+  runs = peer_runs.start(server, tmp_path / 'run', 2)
   assert runs[0].wait_for(_computing)
   sent = time.monotonic()
   runs[stopped].signal(signal.SIGSTOP)
@@ -118,9 +121,9 @@ def test_a_stopped_process_is_named(stopped, folder, tmp_path, capsys):
     print(f'\nprocess {stopped} stopped: the other left after {taken:.1f} s')
 
 
-def test_a_stuck_process_is_named(folder, tmp_path):
+def test_a_stuck_process_is_named(server, tmp_path):
   runs = peer_runs.start(
-    folder, tmp_path / 'run', 2, '--watchdog_s=20', what='stuck'
+    server, tmp_path / 'run', 2, '--watchdog_s=20', what='stuck'
   )
   codes, _ = _ends(runs, time.monotonic())
   assert codes == [3, 3]
@@ -137,8 +140,8 @@ def test_a_stuck_process_is_named(folder, tmp_path):
   assert 'in _sleep' in runs[1].output()  # what it was stuck in
 
 
-def test_a_signal_to_one_stops_all_after_the_same_step(two, folder, tmp_path):
-  runs = peer_runs.start(folder, tmp_path / 'run', 2)
+def test_a_signal_to_one_stops_all_after_the_same_step(two, server, tmp_path):
+  runs = peer_runs.start(server, tmp_path / 'run', 2)
   assert runs[0].wait_for(_computing)
   sent = time.monotonic()
   runs[1].signal(signal.SIGTERM)
@@ -149,27 +152,27 @@ def test_a_signal_to_one_stops_all_after_the_same_step(two, folder, tmp_path):
   step = tmp_path / 'run' / 'checkpoints' / saved[0][0]
   assert (step / 'manifest.json').exists()
   assert taken <= LIMIT_S
-  peer_runs.finish(folder, tmp_path / 'run', 2)
+  peer_runs.finish(server, tmp_path / 'run', 2)
   assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
 
 
 @pytest.mark.parametrize('count', [1, 4])
-def test_another_number_of_processes_goes_on(one, folder, tmp_path, count):
+def test_another_number_of_processes_goes_on(one, server, tmp_path, count):
   """Batches are a function of seed and step: none is lost or seen twice."""
-  runs = peer_runs.start(folder, tmp_path / 'run', 2)
+  runs = peer_runs.start(server, tmp_path / 'run', 2)
   assert runs[0].wait_for(_computing)
   for run in runs:
     run.signal(signal.SIGTERM)
   codes, _ = _ends(runs, time.monotonic())
   assert codes == [143, 143], [run.output() for run in runs]
-  peer_runs.finish(folder, tmp_path / 'run', count)
+  peer_runs.finish(server, tmp_path / 'run', count)
   assert _close(tmp_path / 'run', one) <= 1e-5
 
 
 @pytest.mark.parametrize('mode', ['stop', 'skip'])
-def test_what_is_not_finite_on_one_is_so_for_all(mode, folder, tmp_path):
+def test_what_is_not_finite_on_one_is_so_for_all(mode, server, tmp_path):
   runs = peer_runs.start(
-    folder,
+    server,
     tmp_path / 'run',
     2,
     what='poisoned',
@@ -198,8 +201,8 @@ def test_what_is_not_finite_on_one_is_so_for_all(mode, folder, tmp_path):
     ({'what': 'other_data'}, 'data: '),
   ],
 )
-def test_processes_that_differ_are_refused(options, message, folder, tmp_path):
-  runs = peer_runs.start(folder, tmp_path / 'run', 2, **options)
+def test_processes_that_differ_are_refused(options, message, server, tmp_path):
+  runs = peer_runs.start(server, tmp_path / 'run', 2, **options)
   codes, _ = _ends(runs, time.monotonic())
   assert codes == [2, 2]
   for run in runs:
@@ -208,7 +211,7 @@ def test_processes_that_differ_are_refused(options, message, folder, tmp_path):
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_a_directory_that_is_not_shared_is_refused(folder, tmp_path):
+def test_a_directory_that_is_not_shared_is_refused(server, tmp_path):
   """The others look for what process 0 wrote; here it is taken away."""
   from experiments import distributed, errors
 
