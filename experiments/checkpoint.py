@@ -7,7 +7,9 @@ only after the new one was read back and found whole.
 """
 
 import json
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -372,4 +374,7 @@ def _as_number(x: np.ndarray) -> np.ndarray:
 def _first_line(error: Exception) -> str:
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
+  # TensorStore tells the system's reason last, after long paths.
+  if code := re.search(r"os_error_code='(\d+)'", text):
+    line = f'{os.strerror(int(code[1]))}: {line}'
   return line if len(line) <= 200 else f'{line[:200]}...'

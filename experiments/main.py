@@ -1,8 +1,10 @@
 """Train and evaluate: python -m experiments.main --config=configs/NAME.py."""
 
 import contextlib
+import os
 import pathlib
 import sys
+from typing import NoReturn
 
 import ml_collections
 from absl import app, flags, logging
@@ -57,7 +59,9 @@ _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks of user errors.')
 
 def main(argv: list[str]) -> None:
   """Reads the config, prepares data, trains, evaluates, prints the table."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every detail
+  if not _DEBUG.value:  # Orbax's threads print what it raises as well
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda _: None
   if len(argv) > 1:
     raise HmanError(
       f'{argv[1]!r}: no positional arguments; write flags as --name=value.'
@@ -215,23 +219,28 @@ def run() -> None:
     word = 'stopped' if isinstance(e, StoppedRun) else 'error'
     if distributed.count() > 1:
       word += f': process {distributed.index()}'
-    print(f'{word}: {e}', file=sys.stderr)
-    code = getattr(e, 'exit_code', 2)
-    distributed.leave(code, str(e))
-    sys.exit(code)
+    _leave(getattr(e, 'exit_code', 2), word, e)
   except OSError as e:
     # As where the screen is a file on the disk that is full.
     if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
       raise
-    with contextlib.suppress(OSError):
-      print(f'error: {e}', file=sys.stderr)
-    sys.stdout = None  # holds what cannot be written
-    distributed.leave(StorageError.exit_code, str(e))
-    sys.exit(StorageError.exit_code)
+    _leave(StorageError.exit_code, 'error', e)
   except Exception as e:
     if distributed.count() == 1:
       raise
     distributed.lost(e)
+
+
+def _leave(code: int, word: str, error: Exception) -> NoReturn:
+  """Tells and ends, also where what it tells goes to a full disk."""
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'{word}: {error}\n')):
+    try:
+      stream.write(text)
+      stream.flush()
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+  distributed.leave(code, str(error))
+  sys.exit(code)
 
 
 if __name__ == '__main__':
