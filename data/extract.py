@@ -100,6 +100,7 @@ def prepare(
   paths = list(dict.fromkeys(map(pathlib.Path, paths)))
   identity = store_identity(extractor, fps, dtype)
   folder = store.open_folder(pathlib.Path(features_dir).expanduser(), identity)
+  store.sweep(folder)
   bad: dict[pathlib.Path, VideoError] = {}
   records: dict[pathlib.Path, pathlib.Path] = {}
   with concurrent.futures.ThreadPoolExecutor() as pool:
