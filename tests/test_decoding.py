@@ -44,7 +44,7 @@ def _gathered(stream):
   return {v: np.concatenate(parts) for v, parts in frames.items()}, ends
 
 
-@pytest.mark.parametrize('count', [1, 3])
+@pytest.mark.parametrize('count', [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_frames_are_those_of_decode(clips, count):
   with decoding.Decoders(count) as decoders:
     frames, ends = _gathered(decoders.stream(clips, (16, 24)))
@@ -132,6 +132,7 @@ def test_limits_of_frames_and_memory(clips):
     list(decoders.stream(clips, (8, 8)))
 
 
+@pytest.mark.slow
 def test_the_rest_is_dropped_when_a_reader_leaves(tmp_path):
   long = [
     video_files.write(tmp_path / f'{k}.avi', video_files.shades(400))
