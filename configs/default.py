@@ -77,6 +77,15 @@ def get_config() -> ml_collections.ConfigDict:
   model.copied_boundary = 'recompute'  # recompute (paper), zero (Chung)
   model.layer_norm = False
   model.output_activation = 'tanh'  # tanh (Chung), identity (printed eq. 3)
+  # Factors of matrix products: float32, or bfloat16, which is faster on
+  # accelerators. Parameters, states, boundaries and sums stay float32.
+  model.dtype = 'float32'
+  # Gradients through time: deferred, or autodiff, JAX's own: the same up to the
+  # order of summation, and slower.
+  model.backward = 'deferred'
+  # Whether to keep states at about sqrt(T) frames only and compute the others
+  # again for the gradient: less memory, more time.
+  model.remat = False
 
   loss = config.loss = ml_collections.ConfigDict()
   loss.label_smoothing = 0.0

@@ -6,19 +6,29 @@ not finished. A state that is not finite is never saved; an older one is deleted
 only after the new one was read back and found whole.
 """
 
+import json
+import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import config as config_lib
 from experiments import distributed, integrity, storage
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
+from hman_jax import __version__
 
 FORMAT = 1
+# Of fingerprints, since 0.1.0 was first used: what it meant not to have it.
+_ADDED = {
+  'skipped_clips': [],
+  **{f'config.{name}': value for name, value in config_lib.ADDED.items()},
+}
 _ROOM = 2.2  # free space asked for, in sizes of the state: it is kept twice
 
 
@@ -32,11 +42,12 @@ class Checkpoints:
   Args:
     workdir: the working directory.
     keep: how many of the latest states to keep.
-    fingerprint: what the run is; a state of another run is refused. None: any
-      run's, for programs that read.
+    fingerprint: what the run is; a state in which a part of it was another is
+      refused. None: any run's.
     refuse_damaged: raise at a damaged state, where the one before it would do.
     read_only: for programs beside the one that trains: nothing is written,
       moved or cleaned, and a damaged state is refused.
+    allowed: parts of the fingerprint that may have been another.
   """
 
   def __init__(
@@ -46,10 +57,17 @@ class Checkpoints:
     fingerprint: Mapping[str, Any] | None = None,
     refuse_damaged: bool = False,
     read_only: bool = False,
+    allowed: Collection[str] = (),
   ):
     self._workdir = workdir
     self._keep = keep
     self._fingerprint = fingerprint
+    self._expected = {
+      name: value
+      for name, value in (fingerprint or {}).items()
+      if name not in allowed
+    }
+    self._read_only = read_only
     self._refuse_damaged = refuse_damaged or read_only
     self._latest = _Directory(workdir / 'checkpoints', read_only)
     self._best = _Directory(workdir / 'best', read_only)
@@ -113,7 +131,7 @@ class Checkpoints:
     while steps := self._latest.steps():
       step = steps[-1]
       try:
-        state = self._latest.restore(step, like, self._fingerprint)
+        state = self._latest.restore(step, like, self._expected)
       except _DamagedError as e:
         path = self._latest.path / str(step)
         what = f'{path}: the checkpoint of step {step} is damaged ({e})'
@@ -145,7 +163,9 @@ class Checkpoints:
       return None
     step = self._best.steps()[-1]
     try:
-      return self._best.restore(step, like, None)
+      # The best may be older than a change that was allowed.
+      expected = self._expected if self._read_only else {}
+      return self._best.restore(step, like, expected)
     except _DamagedError as e:
       raise self._best_damaged(step, str(e)) from e
 
@@ -196,6 +216,16 @@ class Checkpoints:
         f'{path}: damaged, and cannot be moved to {aside}: {e.strerror}.'
       ) from e
     return aside
+
+
+def version_of(workdir: pathlib.Path) -> str:
+  """The hman_jax that saved a run's checkpoints, or 'of unknown version'."""
+  for path in workdir.glob('*/*/integrity/metadata'):
+    try:
+      return str(json.loads(path.read_text())['version'])
+    except (OSError, ValueError, KeyError, TypeError):
+      continue
+  return 'of unknown version'
 
 
 class _DamagedError(Exception):
@@ -261,7 +291,7 @@ class _Directory:
       if distributed.is_first():
         integrity.write_manifest(self.path / str(step))
       distributed.wait()
-      self.restore(step, state, None)
+      self.restore(step, state, {})
     except Exception as e:  # Orbax and TensorStore raise what they like
       raise storage.refusal(
         self.path.parent,
@@ -271,23 +301,24 @@ class _Directory:
         leave_out=step,
       ) from e
 
-  def restore(self, step: int, like: Any, fingerprint: Mapping | None) -> Any:
+  def restore(self, step: int, like: Any, fingerprint: Mapping) -> Any:
     """Reads a state and proves it."""
     record = self.record(step)
     written = record['fingerprint']
     if written['format'] != FORMAT:
       raise CheckpointError(
         f'{self.path / str(step)}: checkpoint of format {written["format"]} '
-        f'(hman_jax {record["version"]}); this version reads {FORMAT}.'
+        f'(hman_jax {record["version"]}); this version reads {FORMAT} '
+        f'(hman_jax {__version__}).'
       )
-    lines = []
-    if fingerprint is not None:
-      old = {k: v for k, v in written.items() if k != 'format'}
-      lines = integrity.fingerprint_differences(old, fingerprint)
+    lines = integrity.fingerprint_differences(
+      {**_ADDED, **written}, fingerprint
+    )
     lines += integrity.shape_differences(like, record)
     if lines:
       raise CheckpointError(
-        f'{self.path / str(step)}: a checkpoint of another run or model:\n  '
+        f'{self.path / str(step)}: a checkpoint of another run or model (by '
+        f'hman_jax {record["version"]}; this is {__version__}):\n  '
         + '\n  '.join(lines)
         + '\nGive another --workdir, or the old values to continue it.'
       )
@@ -343,4 +374,7 @@ def _as_number(x: np.ndarray) -> np.ndarray:
 def _first_line(error: Exception) -> str:
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
+  # TensorStore tells the system's reason last, after long paths.
+  if code := re.search(r"os_error_code='(\d+)'", text):
+    line = f'{os.strerror(int(code[1]))}: {line}'
   return line if len(line) <= 200 else f'{line[:200]}...'

@@ -115,10 +115,10 @@ def shape_differences(like: Any, record: Record) -> list[str]:
 def fingerprint_differences(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[str]:
-  """Lines about the parts of a run's fingerprint that differ."""
+  """Lines about the parts of a run's fingerprint `new` that differ in `old`."""
   return [
     f'{name}: was {old.get(name)!r}, is {new.get(name)!r}'
-    for name in sorted(old.keys() | new.keys())
+    for name in sorted(new)
     if old.get(name) != new.get(name)
   ]
 

@@ -1,9 +1,12 @@
 """Train and evaluate: python -m experiments.main --config=configs/NAME.py."""
 
 import contextlib
+import os
 import pathlib
 import sys
+from typing import NoReturn
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -12,9 +15,6 @@ from experiments import distributed, storage
 from experiments.errors import HmanError, StoppedRun, StorageError
 from experiments.stopping import Stop
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Recipe, a file in configs/.', lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -59,14 +59,17 @@ _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks of user errors.')
 
 def main(argv: list[str]) -> None:
   """Reads the config, prepares data, trains, evaluates, prints the table."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every detail
+  if not _DEBUG.value:  # Orbax's threads print what it raises as well
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda _: None
   if len(argv) > 1:
     raise HmanError(
       f'{argv[1]!r}: no positional arguments; write flags as --name=value.'
     )
-  if _CONFIG.value is None:
+  if not flags.FLAGS['config'].present:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
   config = config_lib.resolve(_config())
+  allowed = config_lib.changeable(_ALLOWED.value)
 
   place = distributed.place(
     _COORDINATOR.value,
@@ -81,7 +84,6 @@ def main(argv: list[str]) -> None:
   stop.install()
   from experiments import workdir
 
-  allowed = [name.removeprefix('config.') for name in _ALLOWED.value]
   if distributed.count() > 1:
     _check_same_program(config, allowed)
   default = _WORKDIR.value or str(workdir.default(_recipe()))
@@ -141,7 +143,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     assert stop.signal is not None
     raise StoppedRun(stop.signal, str(e)) from e
   stop.agree()
-  fingerprint = workdir.fingerprint(config, splits, allowed)
+  fingerprint = workdir.fingerprint(config, splits)
   distributed.check_same(fingerprint)
   first = distributed.is_first()
   if first:
@@ -158,6 +160,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     config.checkpoint.keep,
     fingerprint,
     _REFUSE_DAMAGED.value,
+    allowed=[f'config.{name}' for name in allowed],
   )
   make_log = RunLog if first else SilentLog
   log = make_log(directory, config.train.log_every, config.train.log_seconds)
@@ -174,10 +177,12 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
 def _config():
   """What the config file returned; a file that fails is the user's."""
   try:
-    config = _CONFIG.value
-    config.to_dict()
+    config = flags.FLAGS.config
   except Exception as e:
     raise HmanError(f'--config: {e}') from e
+  if not isinstance(config, ml_collections.ConfigDict):
+    kind = type(config).__name__
+    raise HmanError(f'--config: get_config() returned {kind}, no ConfigDict.')
   return config
 
 
@@ -187,9 +192,12 @@ def _recipe() -> str:
 
 def _parse(argv: list[str]) -> list[str]:
   """The parser of absl, with our message for a wrong field or value."""
-  config_lib.check_flags(argv[1:])
   try:
     return flags.FLAGS(argv)
+  except SystemExit as e:
+    if any(a.lstrip('-').startswith('help') for a in argv):
+      raise
+    raise HmanError(f'--config: the file left by exit({e.code}).') from e
   except Exception as e:  # a config is code: whatever it raises is its file's
     raise HmanError(f'command line: {e}') from e
 
@@ -199,6 +207,10 @@ def run() -> None:
   from data.errors import DataError
 
   try:
+    config_lib.check_flags(sys.argv[1:])
+    config_flags.DEFINE_config_file(  # reads sys.argv
+      'config', None, 'Recipe, a file in configs/.', lock_config=True
+    )
     app.run(main, flags_parser=_parse)
   except (HmanError, DataError) as e:
     # Flags are not parsed if a flag is the mistake.
@@ -207,23 +219,28 @@ def run() -> None:
     word = 'stopped' if isinstance(e, StoppedRun) else 'error'
     if distributed.count() > 1:
       word += f': process {distributed.index()}'
-    print(f'{word}: {e}', file=sys.stderr)
-    code = getattr(e, 'exit_code', 2)
-    distributed.leave(code, str(e))
-    sys.exit(code)
+    _leave(getattr(e, 'exit_code', 2), word, e)
   except OSError as e:
     # As where the screen is a file on the disk that is full.
     if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
       raise
-    with contextlib.suppress(OSError):
-      print(f'error: {e}', file=sys.stderr)
-    sys.stdout = None  # holds what cannot be written
-    distributed.leave(StorageError.exit_code, str(e))
-    sys.exit(StorageError.exit_code)
+    _leave(StorageError.exit_code, 'error', e)
   except Exception as e:
     if distributed.count() == 1:
       raise
     distributed.lost(e)
+
+
+def _leave(code: int, word: str, error: Exception) -> NoReturn:
+  """Tells and ends, also where what it tells goes to a full disk."""
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'{word}: {error}\n')):
+    try:
+      stream.write(text)
+      stream.flush()
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+  distributed.leave(code, str(error))
+  sys.exit(code)
 
 
 if __name__ == '__main__':

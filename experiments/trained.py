@@ -8,10 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import checkpoint as checkpoint_lib
 from experiments import config as config_lib
 from experiments import datasets, train
 from experiments.checkpoint import Checkpoints
 from experiments.errors import ConfigError, WorkdirError
+from hman_jax import __version__
 
 CHECKPOINTS = ('best', 'latest')
 
@@ -128,7 +130,12 @@ def read(
   like = train.init_state(
     config, model, train.make_optimizer(config.train), shape
   )
-  checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
+  checkpoints = Checkpoints(
+    directory,
+    config.checkpoint.keep,
+    {'class_names': list(class_names)},
+    read_only=True,
+  )
   try:
     if checkpoint == 'latest':
       state = checkpoints.restore_latest(like)
@@ -172,12 +179,13 @@ def read_config(
       f'{directory}: holds no run (no config.json). Give the --workdir of '
       'python -m experiments.main.'
     )
-  config = ConfigDict(_read_json(path))
+  tree = _read_json(path)
   try:
-    config = config_lib.resolve(config)
-  except ConfigError as e:
+    config = config_lib.resolve(config_lib.migrated(tree))
+  except (ConfigError, ValueError, TypeError) as e:
     raise WorkdirError(
-      f'{path}: damaged, or written by another version:\n{e}'
+      f'{path}: damaged, or of another version (the run is by hman_jax '
+      f'{checkpoint_lib.version_of(directory)}; this is {__version__}):\n{e}'
     ) from e
   if not changes:
     return config

@@ -98,16 +98,13 @@ def check(
 
 
 def fingerprint(
-  config: ml_collections.ConfigDict,
-  splits: Splits,
-  allowed: Collection[str] = (),
+  config: ml_collections.ConfigDict, splits: Splits
 ) -> dict[str, Any]:
   """What a run is: a checkpoint of another one is refused.
 
   Args:
     config: a resolved config.
     splits: the clips.
-    allowed: fields that are left out.
 
   Returns:
     Fields of the config that change numbers, the class names, the digest of
@@ -119,7 +116,7 @@ def fingerprint(
     **{
       f'config.{name}': value
       for name, value in fields.items()
-      if name not in config_lib.RESUMABLE and name not in allowed
+      if name not in config_lib.RESUMABLE
     },
     'class_names': list(splits.train.class_names),
     'data': hashlib.sha256(identity).hexdigest(),
@@ -199,7 +196,10 @@ def _read(path: pathlib.Path) -> dict | None:
   if text is None:
     return None
   try:
-    return json.loads(text)
+    tree = json.loads(text)
+    if not isinstance(tree, dict):
+      raise ValueError('not an object')
+    return tree
   except ValueError as e:
     raise WorkdirError(
       f'{path}: damaged ({e}). Put back a copy of it, or give another '

@@ -32,12 +32,15 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.extend.core import primitives
 
+from hman_jax.precision import rounded_dot_p
 from hman_jax.types import Array, Key, PyTree
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 # What a variable of the step depends on.
 _NOTHING, _CONSTANTS, _LOOP = range(3)
+
+_PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
@@ -319,6 +322,7 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     jaxpr.invars[num_carry + num_inputs :],
   )
   sums = _sums(equations, frozenset(consts), jaxpr.outvars)
+  drawn = _drawn(equations, jaxpr.invars, [*consts, *carry, *inputs])
   needed = {v for v in _variables(jaxpr.outvars) if _is_float(v)}
   live, kept = set(), set()
   for index in reversed(range(len(equations))):
@@ -330,12 +334,12 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     if output in sums:
       kept.add(output)
       needed.update(sums[output].values)
-    elif _is_decision(equation):
+    elif _is_decision(equation) or output in drawn:
       kept.update(made)
     else:
       live.add(index)
       needed.update(_variables(equation.invars))
-      if equation.primitive is primitives.dot_general_p:
+      if equation.primitive in _PRODUCTS:
         kept.add(output)
   read = {v for i in live for v in _variables(equations[i].invars)}
   order = [v for e in equations for v in e.outvars if v in kept]
@@ -368,7 +372,7 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
   uses.update(_variables(outvars))
   sums: dict[Any, _Sum] = {}
   for equation in equations:
-    if equation.primitive is primitives.dot_general_p:
+    if equation.primitive in _PRODUCTS:
       product = _as_product(equation, consts)
       if product:
         sums[equation.outvars[0]] = _Sum((product,), ())
@@ -384,7 +388,7 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
 def _as_product(equation, consts):
   """(equation, value, weight) of a product with an invariant weight."""
   left, right = equation.invars
-  _, batch = equation.params['dimension_numbers']
+  _, batch = equation.params.get('dimension_numbers', ((), ()))
   if any(batch) or (left in consts) == (right in consts):
     return None
   value, weight = (right, left) if left in consts else (left, right)
@@ -424,13 +428,35 @@ def _is_decision(equation: core.JaxprEqn) -> bool:
   )
 
 
+def _drawn(equations, at_step, sources) -> set[Any]:
+  """Floats that no gradient goes through, such as noise made of bits.
+
+  What is made of fewer bytes, as a one-hot vector, is better made again.
+  """
+  varying, moving = set(at_step), {v for v in sources if _is_float(v)}
+  drawn = set()
+  for equation in equations:
+    read = _variables(equation.invars)
+    floats = {v for v in equation.outvars if _is_float(v)}
+    if moving.intersection(read) and not _is_decision(equation):
+      moving |= floats
+    elif floats and varying.intersection(read) and not _grows(equation):
+      drawn |= floats
+    if varying.intersection(read):
+      varying.update(equation.outvars)
+  return drawn
+
+
 def _grows(equation: core.JaxprEqn) -> bool:
   """Whether the result is larger; a symbolic size (`jax.export`) is large."""
-  shapes = [v.aval.shape for v in equation.outvars]
-  if not all(isinstance(n, int) for shape in shapes for n in shape):
+  made: list[Any] = equation.outvars
+  read = _variables(equation.invars)
+  if not all(isinstance(n, int) for v in made for n in v.aval.shape):
     return True
-  size = lambda variables: sum(v.aval.size for v in variables)
-  return size(equation.outvars) > size(equation.invars)
+  size = lambda variables: sum(
+    v.aval.size * v.aval.dtype.itemsize for v in variables
+  )
+  return size(made) > size(read)
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from hman_jax import cells
+from hman_jax import cells, precision
 from hman_jax.adapters import RNG_STREAM, Carry, initial_carry, keys_of
 from hman_jax.cells import hm_lstm
 
@@ -97,6 +97,7 @@ class HMLSTMCell(_Cell):
   output_activation: hm_lstm.OutputActivation = 'tanh'
   boundary_rate: float = 0.5
   forget_bias: float = 1.0
+  dtype: precision.Dtype = 'float32'
 
   @nn.nowrap
   def pure(self) -> cells.HMLSTM:
@@ -111,6 +112,7 @@ class HMLSTMCell(_Cell):
       output_activation=self.output_activation,
       boundary_rate=self.boundary_rate,
       forget_bias=self.forget_bias,
+      dtype=self.dtype,
     )
 
 
@@ -127,8 +129,9 @@ class LSTMCell(_Cell):
 
   hidden_sizes: tuple[int, ...] = (512,)
   forget_bias: float = 1.0
+  dtype: precision.Dtype = 'float32'
 
   @nn.nowrap
   def pure(self) -> cells.LSTM:
     """The pure cell with this module's options."""
-    return cells.LSTM(tuple(self.hidden_sizes), self.forget_bias)
+    return cells.LSTM(tuple(self.hidden_sizes), self.forget_bias, self.dtype)

@@ -62,6 +62,15 @@ BAD = [
   ('train.batch_size', 0), ('train.num_steps', -1), ('train.clip_norm', 'one'),
   ('loss.baseline_decay', 1.5), ('eval.boundary_mode', 'both'),
   ('checkpoint.every', 0), ('checkpoint.keep', 0),
+  # What float32 takes for zero, one or infinity; what int32 cannot hold.
+  ('train.learning_rate', 1e-45), ('train.clip_norm', 1e39),
+  ('model.dropout', 1 - 1e-12), ('train.ema_decay', 1 - 1e-12),
+  ('train.num_steps', 2**31), ('data.num_frames', 10**30),
+  ('model.num_layers', 10_000), ('model.boundary_temperature', 1e-6),
+  ('data.root', 'a\0'), ('data.root', 'a/' * 600), ('data.root', 'a' * 256),
+  ('data.root', '\ud800'),
+  ('data.root', None), ('model.hidden_size', [3]), ('train.warmup_steps', 1.0),
+  ('model.dtype', 'bf16'), ('model.backward', 'slow'), ('model.remat', 1),
 ]  # fmt: skip
 
 
@@ -107,12 +116,89 @@ def test_typos_in_flags_are_refused_with_a_suggestion(typo, meant):
   config_lib.check_flags([f'--config.{meant}=1'])
 
 
-def test_combinations():
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    (
+      {'model.name': 'softmax_regression', 'model.attention': 'soft'},
+      r"model\.attention: expected 'none' .*got 'soft'",
+    ),
+    (
+      {
+        'model.name': 'softmax_regression',
+        'model.initial_state': 'mean_features',
+      },
+      r"model\.initial_state: expected 'zeros' .*got 'mean_features'",
+    ),
+    (
+      {'model.boundary': 'soft', 'eval.boundary_mode': 'sample'},
+      r"eval\.boundary_mode: .*boundary='gumbel'.*got 'soft'",
+    ),
+    (
+      {'model.name': 'lstm_soft', 'eval.boundary_mode': 'sample'},
+      r"eval\.boundary_mode: .*cell='hm_lstm'.*got 'lstm'",
+    ),
+    (
+      {'train.batch_size': 32, 'train.accumulate_steps': 5},
+      r'train\.batch_size: expected a multiple of .*=5, got 32',
+    ),
+    (
+      {'data.name': 'hmdb51', 'data.train_list': 'a.txt'},
+      r"data\.train_list: .*got 'a\.txt' with 'hmdb51'",
+    ),
+  ],
+)
+def test_impossible_combinations_are_named(changes, named):
   config = quickstart.get_config()
-  config.model.name = 'softmax_regression'
-  config.model.attention = 'soft'
-  with pytest.raises(ConfigError, match=r'config\.model\.attention'):
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ConfigError, match=f'config.{named}'):
     config_lib.resolve(config)
+
+
+def test_an_empty_unknown_section_is_refused():
+  config = quickstart.get_config()
+  config.modle = type(config)()
+  with pytest.raises(ConfigError, match=r'config\.modle: no such field'):
+    config_lib.resolve(config)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config.seed=1', '--config.seed=2'], r'--config\.seed: given twice'),
+    (['--flagfile=x'], '--flagfile: not read'),
+    (['--undefok=wordkir', '--wordkir=x'], '--undefok: not taken'),
+    (['-config.sed=1'], r'Did you mean config\.seed\?'),
+  ],
+)
+def test_flags_that_hide_a_mistake_are_refused(flags, message):
+  with pytest.raises(ConfigError, match=message):
+    config_lib.check_flags(flags)
+
+
+def test_values_are_no_flags():
+  config_lib.check_flags(['--config.seed', '-1', '--config.data.fps', '-1'])
+
+
+def test_only_fields_may_be_allowed_to_change():
+  names = ['config.train.batch_size', ' seed']
+  assert config_lib.changeable(names) == ['train.batch_size', 'seed']
+  with pytest.raises(ConfigError, match=r'mean config\.train\.batch_size\?'):
+    config_lib.changeable(['train.batchsize'])
+
+
+def test_a_run_without_newer_fields_has_them_as_they_were():
+  config = config_lib.resolve(quickstart.get_config())
+  old = config_lib.flatten(config.to_dict())
+  tree = config.to_dict()
+  for name, value in config_lib.ADDED.items():
+    section, _, leaf = name.rpartition('.')
+    assert config_lib.FIELDS[name].accepts(value)
+    assert old[name] == value  # the recipes' too: nothing changes unasked
+    del tree[section][leaf]
+  migrated = config_lib.resolve(config_lib.migrated(tree))
+  assert migrated.to_dict() == config.to_dict()
+  assert config_lib.differences(tree, migrated.to_dict()) == ([], [])
 
 
 def test_differences_leave_out_what_does_not_matter():

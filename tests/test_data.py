@@ -152,10 +152,13 @@ def _assert_same(a, b):
     np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize('start', [1, 39, 41, 85])
-def test_a_resumed_pipeline_goes_on_exactly(clips, start):
+@pytest.mark.parametrize(
+  ('start', 'prefetch'), [(1, 0), (39, 8), (41, 2), (85, 1)]
+)
+def test_a_resumed_pipeline_goes_on_exactly(clips, start, prefetch):
+  """Whatever is made ahead, before and after."""
   whole = _take(start + 2, clips)
-  resumed = _take(2, clips, start_step=start)
+  resumed = _take(2, clips, start_step=start, prefetch=prefetch)
   for a, b in zip(whole[start:], resumed):
     _assert_same(a, b)
 

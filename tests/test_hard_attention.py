@@ -49,7 +49,6 @@ def test_passes_over_the_locations(attention, passes, backward):
     for n in (few, many)
   ]
   found = (flops[1] - flops[0]) / (2 * B * size * (many - few))
-  print(attention, backward, found)
   assert abs(found - passes) < 0.1
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hman_jax import models, streaming
-from hman_jax.cells import COPY, FLUSH, HMLSTM, UPDATE, base
+from hman_jax import models, precision, streaming
+from hman_jax.cells import COPY, FLUSH, HMLSTM, UPDATE
 
 N, D, C, T = 9, 4, 5, 24
 _QUICK = {'xla_backend_optimization_level': 0}
@@ -59,7 +59,7 @@ def _assert_equal_to_clip(model, variables, x, given=None, **options):
     expected = jax.tree.map(lambda y, t=t: y[:, t], clip)
     chex.assert_trees_all_close(output, expected, atol=1e-6)
   chex.assert_trees_all_close(stream.state, whole.state, atol=1e-6)
-  assert int(stream.index) == T
+  assert int(stream.num_frames) == T
   assert next_frame._cache_size() == 1
   return whole
 
@@ -116,9 +116,9 @@ def test_every_option_streams(cell_options, batch):
 def test_a_product_that_is_erased_is_not_made(
   monkeypatch, before, now, products
 ):
-  made, dot = [], base.dot
+  made, dot = [], precision.dot
   monkeypatch.setattr(
-    base, 'dot', lambda x, w: (made.append(w.ndim), dot(x, w))[1]
+    precision, 'dot', lambda x, w, *a: (made.append(w.ndim), dot(x, w, *a))[1]
   )
   cell = HMLSTM((4, 4, 4), boundary='given', skip_copies=True)
   params = cell.init(jax.random.key(0), D)

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -222,6 +223,25 @@ def test_the_average_of_the_parameters():
     )
   chex.assert_trees_all_close(state.averaged, average, atol=1e-6)
   assert state.evaluated() is state.averaged
+
+
+@pytest.mark.parametrize('scale', [0.1, 100.0])
+def test_gradients_are_clipped_by_their_global_norm(scale):
+  """Adam's first moment is 0.1 of the clipped gradient."""
+  recipe = _config(**{'train.clip_norm': 2.0, 'train.optimizer': 'adam'})
+  gradient = {
+    'a': np.array([[3.0, -4.0]]) * scale,
+    'b': np.array([12.0]) * scale,
+  }
+  optimizer = train.make_optimizer(recipe.train)
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  _, state = optimizer.update(
+    jax.tree.map(jnp.asarray, gradient), optimizer.init(params), params
+  )
+  (moments,) = optax.tree.get_all_with_path(state, 'mu')
+  factor = min(1.0, 2.0 / (13.0 * scale))
+  expected = jax.tree.map(lambda g: 0.1 * factor * g, gradient)
+  chex.assert_trees_all_close(moments[1], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

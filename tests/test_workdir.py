@@ -3,7 +3,6 @@
 import json
 import os
 
-import numpy as np
 import pytest
 
 from configs import quickstart
@@ -61,7 +60,7 @@ def test_other_data_are_refused_and_the_record_stays(tmp_path):
   assert (tmp_path / 'data.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('text', ['', '{"seed": 0', '\x00'])
+@pytest.mark.parametrize('text', ['', '{"seed": 0', '\x00', '[1]'])
 def test_a_damaged_file_is_named(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(WorkdirError, match=r'config\.json: damaged'):
@@ -112,26 +111,6 @@ def test_boundaries_that_are_not_drawn_cannot_be_sampled(boundary):
   changes = {'model.boundary': boundary, 'eval.boundary_mode': 'sample'}
   with pytest.raises(ConfigError, match=rf"'sample' needs .*got '{boundary}'"):
     _config(**changes)
-
-
-def test_typos_get_the_right_suggestion():
-  """One letter left out, doubled or swapped, in the last part of a name."""
-  rng = np.random.default_rng(0)
-  names = [n for n in config_lib.FIELDS if len(n.rpartition('.')[2]) > 4]
-  right = total = 0
-  for _ in range(200):
-    name = str(rng.choice(names))
-    at = int(rng.integers(name.rfind('.') + 1, len(name) - 1))
-    a, b = name[at], name[at + 1]
-    typo = name[:at] + str(rng.choice([b, a + a + b, b + a])) + name[at + 2 :]
-    if typo in config_lib.FIELDS:
-      continue
-    total += 1
-    with pytest.raises(ConfigError) as error:
-      config_lib.check_flags([f'--config.{typo}=1'])
-    right += f'Did you mean config.{name}?' in str(error.value)
-  assert total > 150
-  assert right / total >= 0.95
 
 
 def test_main_is_short():

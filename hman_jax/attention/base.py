@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hman_jax import precision
 from hman_jax.attention.position import position_code
 from hman_jax.cells.base import check_choice
 from hman_jax.types import Array, Key
@@ -69,26 +70,36 @@ class Attention(nn.Module):
     position_code: 'none', 'onehot' or 'sincos'.
     num_locations: N.
     scorer_size: width of the content scorer.
+    dtype: of the factors of the scorer's matrix products: 'float32', or
+      'bfloat16' (see `precision.dot`). Weights and their mean are float32.
   """
 
   scorer: str = 'location'
   position_code: str = 'none'
   num_locations: int = 49
   scorer_size: int = 128
+  dtype: precision.Dtype = 'float32'
 
   def setup(self):
     """Creates the scorer; sizes D and H follow from the first call."""
     check_choice('scorer', self.scorer, SCORERS)
+    check_choice('dtype', self.dtype, precision.DTYPES)
+    options = precision.dense_options(self.dtype)
     self.code = position_code(self.position_code, self.num_locations)
     if self.scorer == 'location':
-      self.location_logits = nn.Dense(self.num_locations)
+      self.location_logits = nn.Dense(self.num_locations, **options)
     else:
       self.feature_projection = nn.Dense(
-        self.scorer_size, use_bias=False, kernel_init=_active_kernel
+        self.scorer_size,
+        use_bias=False,
+        kernel_init=_active_kernel,
+        **options,
       )
       if self.code.shape[-1]:
-        self.position_projection = nn.Dense(self.scorer_size, use_bias=False)
-      self.state_projection = nn.Dense(self.scorer_size)
+        self.position_projection = nn.Dense(
+          self.scorer_size, use_bias=False, **options
+        )
+      self.state_projection = nn.Dense(self.scorer_size, **options)
       self.content_weights = self.param(
         'content_weights', _active_weights, (self.scorer_size,)
       )

@@ -16,7 +16,7 @@ class Gumbel(Attention):
 
   Attributes:
     constant_temperature: tau, positive; 0.3 in the paper.
-    scorer, position_code, num_locations, scorer_size: see `Attention`.
+    scorer, position_code, num_locations, scorer_size, dtype: see `Attention`.
 
   Example:
     >>> import jax

@@ -6,12 +6,13 @@ and whether the layer itself starts afresh at the next step (FLUSH).
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.cells import base
 from hman_jax.types import Array, Key
 
@@ -121,6 +122,8 @@ class HMLSTM:
       eq. 3).
     boundary_rate: initial bias of a, as the probability sigmoid(bias); (0, 1).
     forget_bias: initial bias of the forget gate.
+    dtype: of the factors of the gates' matrix products: 'float32', or
+      'bfloat16' (see `precision.dot`). Boundaries are decided in float32.
     skip_copies: make no product that boundaries of 0 in all rows erase, so
       that a layer that COPYs costs nothing; the same numbers, and no
       gradients. For one clip at a time (`hman_jax.streaming`).
@@ -145,6 +148,7 @@ class HMLSTM:
   output_activation: OutputActivation = 'tanh'
   boundary_rate: float = 0.5
   forget_bias: float = 1.0
+  dtype: precision.Dtype = 'float32'
   skip_copies: bool = False
 
   def __post_init__(self):
@@ -158,6 +162,7 @@ class HMLSTM:
     base.check_choice(
       'output_activation', self.output_activation, get_args(OutputActivation)
     )
+    base.check_choice('dtype', self.dtype, precision.DTYPES)
     if not self.temperature > 0:
       raise ValueError(f'temperature: expected > 0, got {self.temperature}.')
     if not 0 < self.boundary_rate < 1:
@@ -284,6 +289,9 @@ class HMLSTM:
     draws = self.stochastic and not deterministic
     dtype = state.c[0].dtype
     below, z_below = x.astype(dtype), jnp.ones(x.shape[:-1], dtype)
+    noises = [None] * self.num_layers
+    if draws and key is not None:
+      noises = noise * self._draw(key, x.shape[:-1])
     cs, hs, zs, probs, operations = [], [], [], [], []
     for l, layer in enumerate(params.layers):
       z_before = state.z[..., l]
@@ -295,13 +303,11 @@ class HMLSTM:
       c, h = self._combine(
         gates, state.c[l], state.h[l], z_before, z_below, copy
       )
-      key_l = stochastic.fold_in(key, l) if draws and key is not None else None
       z, prob = self._detect(
         logit,
         z_before,
-        key_l,
+        noises[l],
         slope,
-        noise,
         None if boundaries is None else boundaries[..., l],
       )
       if self.copied_boundary == 'zero':
@@ -323,6 +329,14 @@ class HMLSTM:
       operation=stack(operations).astype(jnp.int32),
     )
     return state, output
+
+  def _draw(self, key, batch_shape) -> Array:
+    """Logistic noise `[L, ...]`, that of layer l by `fold_in(key, l)`."""
+    keys = jax.vmap(stochastic.fold_in, (None, 0))(
+      stochastic.as_key(key), jnp.arange(self.num_layers)
+    )
+    draw = lambda k: stochastic.sample_logistic(k, batch_shape, (1,))[..., 0]
+    return jax.vmap(draw)(keys)
 
   def _check_step(self, state, key, deterministic, boundaries) -> None:
     """ValueError unless a step has the key and the boundaries it needs."""
@@ -358,17 +372,17 @@ class HMLSTM:
       gates = _normalise_gates(gates, layer.norm_scale, layer.norm_bias)
     if layer.bias_z is None:
       return gates, None
-    logit = base.dot(h, layer.recurrent_z) + layer.bias_z
-    logit += base.dot(below, layer.bottom_up_z)
+    logit = precision.dot(h, layer.recurrent_z) + layer.bias_z
+    logit += precision.dot(below, layer.bottom_up_z)
     if above is not None:
-      logit += base.dot(above, layer.top_down_z)
+      logit += precision.dot(above, layer.top_down_z)
     return gates, logit
 
   def _dot(self, x, kernel, needed):
     """x W; zeros instead, if they are skipped, where no row has `needed`."""
     if not self.skip_copies:
-      return base.dot(x, kernel)
-    return _dot_where(jnp.any(needed != 0), x, kernel)
+      return precision.dot(x, kernel, self.dtype)
+    return _dot_where(jnp.any(needed != 0), x, kernel, self.dtype)
 
   def _combine(self, gates, c, h, z_before, z_below, copy):
     """FLUSH, UPDATE or COPY, as a polynomial in the boundaries.
@@ -376,15 +390,14 @@ class HMLSTM:
     A polynomial, not `where`: the gradient must reach the boundaries.
     """
     i, f, o, g = base.split_gates(gates)
-    z_before, z_below, copy = (v[..., None] for v in (z_before, z_below, copy))
-    fresh = i * g
-    new_c = z_before * fresh + (1 - z_before) * (
-      z_below * (f * c + fresh) + (1 - z_below) * c
-    )
+    # Spread over the units once each: their gradients are then one sum each.
+    spread = lambda v: jnp.broadcast_to(v[..., None], c.shape)
+    copy, update = spread(copy), spread((1 - z_before) * z_below)
+    new_c = (1 - copy) * (i * g) + (update * f + copy) * c
     shown = jnp.tanh(new_c) if self.output_activation == 'tanh' else new_c
     return new_c, copy * h + (1 - copy) * (o * shown)
 
-  def _detect(self, logit, z_before, key, slope, noise, given):
+  def _detect(self, logit, z_before, noise, slope, given):
     """The boundary z `[...]` and its probability `[...]`."""
     if given is not None:
       given = given.astype(z_before.dtype)
@@ -397,22 +410,22 @@ class HMLSTM:
     if self.boundary == 'soft':
       soft = jax.nn.sigmoid(logit / self.temperature)
       return soft, soft
-    sample = stochastic.binary_concrete(
-      key, logit[..., None], self.temperature, noise
-    )
-    return sample.value[..., 0], jax.nn.sigmoid(logit)
+    noisy = logit if noise is None else logit + noise.astype(logit.dtype)
+    sample = stochastic.binary_concrete(None, noisy, self.temperature)
+    return sample.value, jax.nn.sigmoid(logit)
 
 
-@jax.custom_jvp
-def _dot_where(needed: Array, x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _dot_where(needed: Array, x: Array, kernel: Array, dtype) -> Array:
   """x W if `needed`, else zeros."""
-  shape = jax.eval_shape(base.dot, x, kernel)
+  dot = lambda x, kernel: precision.dot(x, kernel, dtype)
+  shape = jax.eval_shape(dot, x, kernel)
   zeros = lambda x, kernel: jnp.zeros(shape.shape, shape.dtype)
-  return jax.lax.cond(needed, base.dot, zeros, x, kernel)
+  return jax.lax.cond(needed, dot, zeros, x, kernel)
 
 
 @_dot_where.defjvp
-def _no_gradient(primals, tangents):
+def _no_gradient(dtype, primals, tangents):
   raise ValueError(
     'skip_copies: expected False where gradients are taken: a product that is '
     'left out still has one.'

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.cells import base
 from hman_jax.types import Array, Key
 
@@ -65,6 +65,8 @@ class LSTM:
   Attributes:
     hidden_sizes: units of each layer, bottom first.
     forget_bias: initial bias of the forget gate.
+    dtype: of the factors of matrix products: 'float32', or 'bfloat16' (see
+      `precision.dot`).
 
   Example:
     >>> import jax
@@ -78,11 +80,13 @@ class LSTM:
 
   hidden_sizes: tuple[int, ...] = (512,)
   forget_bias: float = 1.0
+  dtype: precision.Dtype = 'float32'
 
   def __post_init__(self):
     object.__setattr__(
       self, 'hidden_sizes', base.check_sizes(self.hidden_sizes)
     )
+    base.check_choice('dtype', self.dtype, precision.DTYPES)
 
   @property
   def num_layers(self) -> int:
@@ -176,7 +180,8 @@ class LSTM:
     below = x.astype(state.c[0].dtype)
     cs, hs = [], []
     for layer, c, h in zip(params.layers, state.c, state.h):
-      gates = base.dot(below, layer.bottom_up) + base.dot(h, layer.recurrent)
+      gates = precision.dot(below, layer.bottom_up, self.dtype)
+      gates += precision.dot(h, layer.recurrent, self.dtype)
       i, f, o, g = base.split_gates(base.add_bias(gates, layer.bias))
       c = f * c + i * g
       below = o * jnp.tanh(c)

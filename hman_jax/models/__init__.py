@@ -16,6 +16,7 @@ from hman_jax.models.recogniser import (
   mean_features,
 )
 from hman_jax.models.softmax_regression import SoftmaxRegression
+from hman_jax.precision import DTYPES, Dtype
 from hman_jax.unroll import Backward
 
 
@@ -35,6 +36,7 @@ def create(
   global_context: bool = False,
   backward: Backward = 'deferred',
   remat: bool = False,
+  dtype: Dtype = 'float32',
   boundary_period: int = 0,
 ) -> Recogniser | SoftmaxRegression:
   """Assembles a recogniser from named parts.
@@ -60,6 +62,9 @@ def create(
     backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
       through time are formed; softmax regression has none.
     remat: backward in memory O(sqrt T) beside inputs and outputs.
+    dtype: of the factors of matrix products: 'float32', or 'bfloat16', summed
+      in float32. Parameters, states, boundaries, softmax and all else are
+      float32 (see `precision.dot`).
     boundary_period: p >= 1: boundaries of a cell with boundary='given' by the
       clock, every p^l frames in layer l; 0: the caller gives them.
 
@@ -86,18 +91,23 @@ def create(
   check_choice('initial_state', initial_state, INITIAL_STATES)
   check_choice('feature_norm', feature_norm, FEATURE_NORMS)
   check_choice('backward', backward, get_args(Backward))
+  check_choice('dtype', dtype, DTYPES)
   if cell == 'none':
     if attention != 'none':
       raise ValueError(
         f"attention: expected 'none' with cell='none', got {attention!r}: "
         'softmax regression has no state to attend from.'
       )
-    return SoftmaxRegression(num_classes, input_dropout, feature_norm)
+    return SoftmaxRegression(num_classes, input_dropout, feature_norm, dtype)
   return Recogniser(
     num_classes=num_classes,
-    cell=CELLS[cell](hidden_sizes=tuple(hidden_sizes), **(cell_options or {})),
-    attention=attentions.create(attention, **(attention_options or {})),
-    head=HEADS[head](),
+    cell=CELLS[cell](
+      hidden_sizes=tuple(hidden_sizes), dtype=dtype, **(cell_options or {})
+    ),
+    attention=attentions.create(
+      attention, dtype=dtype, **(attention_options or {})
+    ),
+    head=HEADS[head](dtype),
     initial_state=initial_state,
     input_dropout=input_dropout,
     dropout=dropout,
@@ -105,6 +115,7 @@ def create(
     global_context=global_context,
     backward=backward,
     remat=remat,
+    dtype=dtype,
     boundary_period=boundary_period,
   )
 

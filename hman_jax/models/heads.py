@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.cells import base
 from hman_jax.types import Array, Key
 
@@ -33,14 +33,23 @@ def init_dense(key: Key, rows: int, columns: int) -> dict[str, Array]:
   return {'kernel': kernel, 'bias': jnp.zeros(columns)}
 
 
-def dense(params: dict[str, Array], x: Array) -> Array:
-  """x W + b."""
-  return base.add_bias(base.dot(x, params['kernel']), params['bias'])
+def dense(
+  params: dict[str, Array], x: Array, dtype: precision.Dtype = 'float32'
+) -> Array:
+  """x W + b, the product of factors in a dtype (see `precision.dot`)."""
+  product = precision.dot(x, params['kernel'], dtype)
+  return base.add_bias(product, params['bias'])
 
 
 @dataclasses.dataclass(frozen=True)
 class Concat:
-  """logits = W [h^1; ...; h^L] + b (HM-AN, arXiv 1708.07590, section 3)."""
+  """logits = W [h^1; ...; h^L] + b (HM-AN, arXiv 1708.07590, section 3).
+
+  Attributes:
+    dtype: of the factors of matrix products (see `precision.dot`).
+  """
+
+  dtype: precision.Dtype = 'float32'
 
   def init(self, key, hidden_sizes, num_classes):
     """Draws `{'kernel', 'bias'}`."""
@@ -48,7 +57,7 @@ class Concat:
 
   def apply(self, params, h):
     """Logits `[..., C]`."""
-    return dense(params, h)
+    return dense(params, h, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +70,11 @@ class GatedEmbedding:
   (Chung, Ahn, Bengio, arXiv 1609.01704, section 4: the output module.)
 
   Attributes:
+    dtype: of the factors of matrix products (see `precision.dot`).
     size: width of e; None: that of the top layer.
   """
 
+  dtype: precision.Dtype = 'float32'
   size: int | None = None
 
   def init(self, key, hidden_sizes, num_classes):
@@ -81,13 +92,14 @@ class GatedEmbedding:
 
   def apply(self, params, h):
     """Logits `[..., C]`."""
-    gates = jax.nn.sigmoid(base.dot(h, params['gates']))
+    gates = jax.nn.sigmoid(precision.dot(h, params['gates'], self.dtype))
     start, embedding = 0, 0.0
     for l, kernel in enumerate(params['embeddings']):
       part = h[..., start : start + kernel.shape[0]]
-      embedding += gates[..., l : l + 1] * base.dot(part, kernel)
+      shown = precision.dot(part, kernel, self.dtype)
+      embedding += gates[..., l : l + 1] * shown
       start += kernel.shape[0]
-    return dense(params['logits'], jax.nn.relu(embedding))
+    return dense(params['logits'], jax.nn.relu(embedding), self.dtype)
 
 
 HEADS: dict[str, type] = {'concat': Concat, 'gated_embedding': GatedEmbedding}

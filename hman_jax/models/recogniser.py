@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.attention import Attention, AttentionOutput
 from hman_jax.cells import Cell
 from hman_jax.models import heads
@@ -62,6 +62,8 @@ class Recogniser:
       x_t; not in the paper. A hard pick sees one location and nothing else.
     backward: 'deferred' (fast) or 'autodiff' (its reference); see `unroll`.
     remat: backward in memory O(sqrt T) beside inputs and outputs; see `unroll`.
+    dtype: of the factors of the initial state's matrix products (see
+      `precision.dot`); cell, attention and head have one of their own.
     boundary_period: p, for a cell with boundary='given' that is given none:
       layer l ends a segment every p^l frames (see `fixed_boundaries`); 0: none.
 
@@ -86,6 +88,7 @@ class Recogniser:
   global_context: bool = False
   backward: Backward = 'deferred'
   remat: bool = False
+  dtype: precision.Dtype = 'float32'
   boundary_period: int = 0
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
@@ -190,7 +193,8 @@ class Recogniser:
     def step(state, at_step, key_t):
       keys: list[Any] = [None] * 4
       if key_t is not None:
-        keys = [stochastic.fold_in(key_t, i) for i in range(4)]
+        fold = jax.vmap(stochastic.fold_in, (None, 0))
+        keys = list(fold(key_t, jnp.arange(4)))
       attended = self._attend(
         params,
         normalise(at_step['features'], self.feature_norm, params),
@@ -273,7 +277,7 @@ class Recogniser:
     mean = mean_features(features, mask)
     affine = params['initial_state']
     start = lambda name: tuple(
-      jnp.tanh(heads.dense(layer[name], mean)) for layer in affine
+      jnp.tanh(heads.dense(layer[name], mean, self.dtype)) for layer in affine
     )
     return state._replace(c=start('c'), h=start('h'))
 

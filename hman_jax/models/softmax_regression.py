@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hman_jax import stochastic
+from hman_jax import precision, stochastic
 from hman_jax.models import heads
 from hman_jax.models.features import init_statistics, normalise
 from hman_jax.models.recogniser import RecogniserOutput
@@ -24,6 +24,7 @@ class SoftmaxRegression:
     num_classes: C.
     input_dropout: dropout rate on vec(X_t), in [0, 1).
     feature_norm: 'none', 'layer' or 'standard' (see `features.normalise`).
+    dtype: of the factors of the matrix product (see `precision.dot`).
 
   Example:
     >>> import jax
@@ -37,6 +38,7 @@ class SoftmaxRegression:
   num_classes: int
   input_dropout: float = 0.0
   feature_norm: str = 'none'
+  dtype: precision.Dtype = 'float32'
 
   def init(self, key: Key, features: Array, mask: Array | None = None):
     """Draws parameters for features `[B, T, N, D]`: `{'params': ...}`."""
@@ -90,7 +92,7 @@ class SoftmaxRegression:
           'key: expected a PRNG key, since dropout draws noise; got None.'
         )
       x = _dropout_per_step(key, x, self.input_dropout, start)
-    logits = heads.dense(variables['params']['head'], x)
+    logits = heads.dense(variables['params']['head'], x, self.dtype)
     return RecogniserOutput(logits, None, None, None)
 
 
