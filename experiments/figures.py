@@ -209,7 +209,13 @@ def _draw_variances(axes, of: dict[str, Any]) -> None:
     )  # fmt: skip
   axes.set_yscale('log')
   axes.set_xticks(range(len(parts)), parts)
-  axes.legend(frameon=False, fontsize=6)
+  axes.legend(
+    frameon=False,
+    fontsize=6,
+    loc='upper center',
+    bbox_to_anchor=(0.5, -0.1),
+    ncols=3,
+  )
 
 
 def save_convergence(

@@ -28,7 +28,7 @@ class FrameOutput(NamedTuple):
     operation: int32 `[L]`: 0 COPY, 1 UPDATE, 2 FLUSH; None without boundaries.
   """
 
-  index: int
+  index: int  # pyright: ignore[reportIncompatibleMethodOverride]
   probabilities: np.ndarray
   running: np.ndarray
   weights: np.ndarray | None
