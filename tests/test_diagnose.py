@@ -97,6 +97,7 @@ def _sample(estimator, num_draws, **options):
   )
 
 
+@pytest.mark.slow
 def test_soft_attention_has_no_noise_but_that_of_the_boundaries():
   still = estimators.groups(_sample('soft', 3).variance)
   assert all((v == 0).all() for v in still.values())

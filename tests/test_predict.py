@@ -217,9 +217,11 @@ def test_an_endless_stream_is_read_as_it_goes(stride):
   assert read <= (100 + T) * stride
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_frames', [1, 40])
 def test_drawn_boundaries_are_averaged_as_in_a_batch(num_frames):
-  run = _untrained()
+  # Soft: an argmax over untrained scores has ties, which rounding breaks.
+  run = _untrained(**{'model.name': 'hm_soft'})
   x = _features(num_frames)
   keys = jax.random.split(jax.random.key(7), 3)
   whole = jax.device_get(
@@ -245,6 +247,7 @@ def test_drawn_boundaries_are_averaged_as_in_a_batch(num_frames):
   assert not np.allclose(last.running, found[-1].running, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_are_as_the_config_says_or_refused():
   sampled = _untrained(**{'eval.boundary_mode': 'sample'})
   assert VideoRecogniser(sampled, Stub()).num_samples == 8
