@@ -28,7 +28,7 @@ _EXPECTED = 'motion JPEG, yuv4mpegpipe, Matroska or MPEG-TS'
 _PEEK = 16
 # Look at little before the first frame is given: a camera has no end to wait
 # for.
-_OPTIONS = {'probesize': '65536', 'analyzeduration': '0'}
+_OPTIONS = {'probesize': '2048', 'analyzeduration': '1', 'fpsprobesize': '0'}
 
 
 def stream(

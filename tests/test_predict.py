@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import av
 import jax
@@ -220,8 +221,7 @@ def test_an_endless_stream_is_read_as_it_goes(stride):
 @pytest.mark.slow
 @pytest.mark.parametrize('num_frames', [1, 40])
 def test_drawn_boundaries_are_averaged_as_in_a_batch(num_frames):
-  # Soft: an argmax over untrained scores has ties, which rounding breaks.
-  run = _untrained(**{'model.name': 'hm_soft'})
+  run = _untrained(**{'model.initial_state': 'zeros'})
   x = _features(num_frames)
   keys = jax.random.split(jax.random.key(7), 3)
   whole = jax.device_get(
@@ -261,7 +261,7 @@ def test_draws_are_as_the_config_says_or_refused():
 
 
 def test_recognising_from_features_needs_no_files():
-  run = _untrained()
+  run = _untrained(**{'model.initial_state': 'zeros'})
   x = _features(20)
   recogniser = hman_jax.FeatureRecogniser(
     run.model, run.params, run.class_names, boundary_slope=5.0
@@ -390,7 +390,7 @@ def test_frames_of_a_pipe(piped, tmp_path):
   writer.join()
   assert len(found) == 7
   for t, frame in enumerate(found):
-    assert abs(float(frame.mean()) - (20 + 12 * t)) < 3
+    assert abs(float(frame.mean()) - (20 + 12 * t)) < 6
 
 
 def test_a_pipe_gives_frames_before_it_ends(tmp_path):
@@ -401,7 +401,8 @@ def test_a_pipe_gives_frames_before_it_ends(tmp_path):
 
   def write():
     with open(pipe, 'wb', buffering=0) as file:
-      for number, frame in enumerate(video_files.shades(12)):
+      noise = np.random.default_rng(0).integers(0, 255, (12, 96, 96, 3))
+      for number, frame in enumerate(noise.astype(np.uint8)):
         file.write(video_files.jpeg(frame))
         if number == 9:
           seen.wait(60)
@@ -409,8 +410,9 @@ def test_a_pipe_gives_frames_before_it_ends(tmp_path):
   writer = threading.Thread(target=write)
   writer.start()
   frames = live.stream(str(pipe), [(8, 8)])
+  started = time.monotonic()
   next(frames)
-  assert not seen.is_set()
+  assert time.monotonic() - started < 50  # the writer waits for 60 s
   seen.set()
   assert len(list(frames)) == 11
   writer.join()
@@ -440,11 +442,13 @@ def test_a_live_source_is_recognised_line_by_line(
   path = tmp_path / 'piped.mkv'
   frames = videos.decode(root / 'dark' / 'source4_dark_4.avi')
   video_files.write(path, frames, 'ffv1', 'bgr0')
-  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(path.open('rb')))
   monkeypatch.setattr(signal, 'signal', lambda *unused: None)
-  code, said, error = _call(
-    monkeypatch, capsys, f'--workdir={workdir}', '--stream=-', '--topk=1'
-  )
+  with io.TextIOWrapper(path.open('rb')) as piped:
+    monkeypatch.setattr(sys, 'stdin', piped)
+    code, said, error = _call(
+      monkeypatch, capsys, f'--workdir={workdir}', '--stream=-', '--topk=1',
+      '--fps=30',
+    )  # fmt: skip
   assert code == 0, error
   *lines, last = [json.loads(line) for line in said.splitlines()]
   assert [line['frame'] for line in lines] == list(range(30))
