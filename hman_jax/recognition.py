@@ -40,9 +40,10 @@ class FeatureRecogniser:
 
   A stream is run through the model frame by frame (`hman_jax.streaming`), and
   the state is carried on: memory does not grow with its length, and the numbers
-  are those of the whole clip at once. With `block`, the state begins anew every `block`
-  frames, and scores are the mean over blocks of the mean over their frames
-  (HM-AN's test protocol, arXiv 1708.07590); without, the mean over all frames.
+  are those of the whole clip at once. With `block`, the state begins anew every
+  `block` frames, and scores are the mean over blocks of the mean over their
+  frames (HM-AN's test protocol, arXiv 1708.07590); without, the mean over all
+  frames.
 
   With `num_samples` the boundaries are drawn that many times: probabilities
   are averaged over the draws (Monte-Carlo); attention and boundaries shown are
