@@ -121,8 +121,11 @@ def test_every_damaged_file_is_found(tmp_path, how, capsys):
     if aside.exists():
       found += 1
       line = capsys.readouterr().out
-      assert 'checkpoint of step 2 is damaged' in line
-      assert 'going on from step 1' in line
+      if file.exists() or file.name != 'manifest.json':
+        assert 'checkpoint of step 2 is damaged' in line
+        assert 'going on from step 1' in line
+      else:
+        assert 'checkpoints/2: its save was not finished' in line
   assert found == count
 
 
@@ -167,6 +170,18 @@ def test_a_damaged_best_state_is_named(tmp_path):
     ):
       with pytest.raises(CheckpointError, match='best state is damaged'):
         call()
+
+
+def test_a_first_save_that_was_not_finished_is_no_state(tmp_path, capsys):
+  _saved(tmp_path, steps=(1,))
+  (tmp_path / 'checkpoints' / '1' / 'manifest.json').unlink()
+  with _open(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(_state(0)) is None
+    checkpoints.save(1, _state(1))
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(1)
+    )
+  assert 'checkpoints/1: its save was not finished' in capsys.readouterr().out
 
 
 def test_a_best_state_that_was_not_finished_is_set_aside(tmp_path, capsys):
