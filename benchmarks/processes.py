@@ -137,7 +137,7 @@ def time_step(args: argparse.Namespace) -> dict[str, Any]:
     lambda x: sharding.put_rows({'x': x}, mesh)['x'], gradient
   )
   places = sharding.of_state(state, mesh)
-  state = jax.device_put(state, places)
+  state = sharding.put(state, places)
   rng = np.random.default_rng(distributed.index())
   row = np.arange(rows, dtype=np.int32) + distributed.index() * rows
   batch = {

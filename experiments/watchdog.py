@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from experiments.errors import PeerError
 
 BEAT_S = 1.0
-SILENT_S = 25.0  # not heard from for so long: dead, stopped or cut off
+SILENT_S = 20.0  # not heard from for so long: dead, stopped or cut off
 SUSPECT_S = 5.0  # the same, once a collective has failed
 GRACE_S = 5.0  # for the others to come to the end that one process told
 _FOLDER = 'hman_jax/beat/'

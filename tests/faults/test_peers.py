@@ -123,7 +123,7 @@ def test_a_stopped_process_is_named(stopped, server, tmp_path, capsys):
 
 def test_a_stuck_process_is_named(server, tmp_path):
   runs = peer_runs.start(
-    server, tmp_path / 'run', 2, '--watchdog_s=20', what='stuck'
+    server, tmp_path / 'run', 2, '--watchdog_s=90', what='stuck'
   )
   codes, _ = _ends(runs, time.monotonic())
   assert codes == [3, 3]
