@@ -293,6 +293,8 @@ class _Directory:
       distributed.wait()
       self.restore(step, state, {})
     except Exception as e:  # Orbax and TensorStore raise what they like
+      if distributed.is_first():
+        integrity.drop_manifest(self.path / str(step))
       raise storage.refusal(
         self.path.parent,
         f'{self.path}: the checkpoint of step {step}',

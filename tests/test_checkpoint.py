@@ -280,6 +280,33 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
     )
 
 
+def test_a_save_that_reads_back_wrong_deletes_nothing(tmp_path, monkeypatch):
+  _saved(tmp_path, steps=(1,), keep=1)
+  write = integrity.write_manifest
+
+  def write_and_damage(path):
+    write(path)
+    _flip(next((path / 'state').rglob('d/*')), np.random.default_rng(0))
+
+  monkeypatch.setattr(integrity, 'write_manifest', write_and_damage)
+  with _open(tmp_path, keep=1) as checkpoints:
+    with pytest.raises(StorageError, match=r'checksum.*Last good step: 1'):
+      checkpoints.save(2, _state(2))
+    with pytest.raises(StorageError, match='checksum'):
+      checkpoints.save_best(2, _state(2), 0.5)
+  monkeypatch.undo()
+  with _open(tmp_path, keep=1) as checkpoints:
+    assert checkpoints.best_score() is None
+    assert (tmp_path / 'damaged' / 'best_2_0').exists()
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(1)
+    )
+    checkpoints.save(3, _state(3))
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(3)
+    )
+
+
 def _no_space(_):
   raise OSError(errno.ENOSPC, 'No space left on device')
 
