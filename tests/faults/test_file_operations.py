@@ -71,13 +71,20 @@ def _finish(server, workdir, expected, why):
 
 
 def _kill_at(server, point, workdir, steps, options):
-  """Kills a run at an operation; finishes it; how many steps it did again."""
+  """Kills a run at an operation; finishes it; how many steps it did again.
+
+  Or 'not reached': threads retry, and some runs need an operation less.
+  """
   faults = {'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': 'kill'}
   run = server.finish(workdir, environment=faults, **options)
-  assert run.wait() in (-9, 0), run.output()  # threads: may be one less
+  assert run.wait() in (-9, 0), run.output()
   resumed = server.finish(workdir, **options)
   assert resumed.wait() == 0, (point, resumed.output())
-  return max(len(run.steps()) + len(resumed.steps()) - steps, 0)
+  if run.wait() == 0:
+    return 'not reached'
+  again = max(len(run.steps()) + len(resumed.steps()) - steps, 0)
+  assert again <= options.get('checkpoint.every', 2)
+  return str(again)
 
 
 def _told(redone, what):
@@ -97,7 +104,6 @@ def test_a_kill_at_every_operation_of_a_run(
     redone[_kill_at(faulty, point, workdir, 4, SHORT)] += 1
     assert child_runs.result(workdir) == expected, operations[point - 1]
     shutil.rmtree(workdir)
-  assert max(redone) <= SHORT['checkpoint.every']
   with capsys.disabled():
     print(_told(redone, f'kill -9 at {len(points)} of {len(operations)} file '
                         'operations of a run'))  # fmt: skip
@@ -116,7 +122,6 @@ def test_a_kill_at_every_operation_of_a_save(faulty, tmp_path, capsys):
     redone[_kill_at(faulty, point, workdir, 4, saves)] += 1
     assert child_runs.digests(workdir) == expected, operations[point - 1]
     shutil.rmtree(workdir)
-  assert max(redone) <= 2
   with capsys.disabled():
     print(_told(redone, f'kill -9 at {len(points)} of {len(operations)} file '
                         'operations of saves'))  # fmt: skip
