@@ -46,7 +46,7 @@ def main() -> int:
     name, fps = opened.data.features, opened.data.fps or None
     total = round(tree['seconds'] * fps) if fps else tree['frames']['total']
     tree['features'] = {'extractor': name} | estimate(
-      features.EXTRACTORS[name](),
+      features.create(name, opened.data.weights),
       every,
       total,
       fps,

@@ -100,6 +100,7 @@ def prepare(
   paths = list(dict.fromkeys(map(pathlib.Path, paths)))
   identity = store_identity(extractor, fps, dtype)
   folder = store.open_folder(pathlib.Path(features_dir).expanduser(), identity)
+  store.sweep(folder)
   bad: dict[pathlib.Path, VideoError] = {}
   records: dict[pathlib.Path, pathlib.Path] = {}
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -135,6 +136,26 @@ def prepare(
             found[result.path] = result
           report.add()
     report.end([r for r in found.values() if r])
+  judge_bad(paths, bad, on_bad)
+  good = {v: p for v, p in records.items() if v not in bad}
+  return Prepared(good, bad, report.speed() if report else None)
+
+
+def judge_bad(
+  paths: Sequence[pathlib.Path],
+  bad: dict[pathlib.Path, VideoError],
+  on_bad: str,
+) -> None:
+  """Ends a pass: names every bad video, as an error or a warning.
+
+  Args:
+    paths: all videos.
+    bad: of `Prepared`.
+    on_bad: see `prepare`.
+
+  Raises:
+    DataError: with 'error', if there are any.
+  """
   if bad and on_bad == 'error':
     raise DataError(
       f'{_listed(paths, bad)}\n--config.data.on_bad_video=skip goes on '
@@ -142,8 +163,6 @@ def prepare(
     )
   if bad:
     print(f'WARNING: skipped: {_listed(paths, bad)}', flush=True)
-  good = {v: p for v, p in records.items() if v not in bad}
-  return Prepared(good, bad, report.speed() if report else None)
 
 
 def extract_clip(

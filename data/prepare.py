@@ -4,6 +4,10 @@ Training does it by itself; this is for machines that share the work: each
 takes one part, `--shard=1/4` to `--shard=4/4`, into one folder or into folders
 that are copied together afterwards. What is there already is read to its end,
 and made anew if damaged.
+
+With `--beam` the work is an Apache Beam pipeline, which Dataflow, Flink or
+Spark may run: `--beam -- --runner=FlinkRunner --flink_master=HOST`. Its workers
+need this code, the videos and the store under the same paths as here.
 """
 
 import json
@@ -11,6 +15,7 @@ import os
 import pathlib
 import re
 import signal
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -21,10 +26,20 @@ _FLAGS = command.new_flags()
 flags.DEFINE_string(
   'shard', '1/1', 'Which part of the videos to take, i/n.', flag_values=_FLAGS
 )
+flags.DEFINE_bool(
+  'beam',
+  False,
+  'Run an Apache Beam pipeline; what stands behind -- are its options.',
+  flag_values=_FLAGS,
+)
 
 
-def main() -> int:
+def main(rest: Sequence[str]) -> int:
   """Prepares the videos of a config, or a part of them; 0."""
+  if rest and not _FLAGS.beam:
+    raise DataError(
+      f'{rest[0]!r}: no positional arguments; write flags as --name=value.'
+    )
   share = part_of(_FLAGS.shard)
   opened = command.open_config(_FLAGS)
   data = opened.data
@@ -34,17 +49,33 @@ def main() -> int:
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda n, _: _stop(signals, n))
   try:
-    prepared = extract.prepare(
-      every[share],
-      features.EXTRACTORS[data.features](),
-      pathlib.Path(data.features_dir or extract.default_features_dir()),
-      fps=data.fps or None,
-      dtype=data.store_dtype,
-      on_bad=data.on_bad_video,
-      verify=True,
-      progress=not _FLAGS.json,
-      should_stop=lambda: bool(signals),
-    )
+    folder = pathlib.Path(data.features_dir or extract.default_features_dir())
+    options = {
+      'fps': data.fps or None,
+      'dtype': data.store_dtype,
+      'on_bad': data.on_bad_video,
+    }
+    if _FLAGS.beam:
+      from data import beam_extract  # it may not be installed
+
+      prepared = beam_extract.prepare(
+        every[share],
+        data.features,
+        folder,
+        weights=data.weights,
+        options=rest,
+        **options,
+      )
+    else:
+      prepared = extract.prepare(
+        every[share],
+        features.create(data.features, data.weights),
+        folder,
+        verify=True,
+        progress=not _FLAGS.json,
+        should_stop=lambda: bool(signals),
+        **options,
+      )
   except StoppedError as e:
     print(f'stopped: {e}', flush=True)
     return 128 + signals[0]
@@ -102,4 +133,4 @@ def _stop(signals: list[int], number: int) -> None:
 
 
 if __name__ == '__main__':
-  command.run(main, _FLAGS, __doc__ or '')
+  command.run(main, _FLAGS, __doc__ or '', takes_rest=True)

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -173,8 +174,11 @@ def build(path: pathlib.Path) -> Any:
     model = keras.applications.ResNet152(
       include_top=False, weights=None, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
     )
-    model.load_weights(path)
-  except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+    with warnings.catch_warnings():  # Keras warns of what it leaves out
+      warnings.simplefilter('error', UserWarning)
+      model.load_weights(path)
+  except (OSError, ValueError, KeyError, TypeError, RuntimeError,
+          UserWarning) as e:  # fmt: skip
     reason = str(e).strip().splitlines() or [repr(e)]
     raise DataError(
       f'config.data.weights: {path}: no weights of '

@@ -6,7 +6,9 @@ before the break would pass for the whole.
 """
 
 import hashlib
+import os
 import pathlib
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -137,7 +139,7 @@ def read_header(path: str | pathlib.Path) -> Header:
     VideoError: as `decode`, as far as it shows without decoding.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     files = frame_folder.files(path)
     picture = _picture(files[0], _read_bytes(files[0])).picture
     size = (picture.height, picture.width)
@@ -178,7 +180,7 @@ def sha256(path: str | pathlib.Path) -> str:
     VideoError: if it cannot be read.
   """
   path = pathlib.Path(path)
-  if not path.is_dir():
+  if not os.path.isdir(path):
     return _digest(path).hexdigest()
   total = hashlib.sha256()
   for file in frame_folder.files(path):
@@ -188,8 +190,12 @@ def sha256(path: str | pathlib.Path) -> str:
 
 def _digest(path: pathlib.Path):
   try:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
+      raise VideoError(f'{path}: cannot read: it is no plain file.')
     with open(path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256')
+  except VideoError:
+    raise
   except (OSError, ValueError) as e:
     reason = getattr(e, 'strerror', None) or e
     raise VideoError(f'{path}: cannot read: {reason}.') from e
@@ -197,7 +203,7 @@ def _digest(path: pathlib.Path):
 
 def _frames(path: pathlib.Path) -> Iterator[_Frame]:
   """The frames of any kind of video; at least one."""
-  if path.is_dir():
+  if os.path.isdir(path):
     for file in frame_folder.files(path):
       yield _picture(file, _read_bytes(file))
     return

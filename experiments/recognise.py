@@ -93,7 +93,9 @@ class VideoRecogniser:
         'a run on videos.'
       )
     if extractor is None:
-      extractor = features_lib.EXTRACTORS[run.config.data.features]()
+      extractor = features_lib.create(
+        run.config.data.features, run.config.data.weights
+      )
     run.check_preprocessing(extractor.identity)
     self.run = run
     self.extractor = extractor

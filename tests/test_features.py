@@ -473,8 +473,12 @@ def test_default_features_dir(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', sorted(features.EXTRACTORS))
-def test_registered_extractors_keep_the_contract(name):
-  extractor = features.EXTRACTORS[name]()
+def test_registered_extractors_keep_the_contract(tmp_path, name):
+  if name == 'resnet152':
+    (tmp_path / 'a.h5').write_bytes(b'\x89HDF\r\n\x1a\n')
+    extractor = features.create(name, str(tmp_path / 'a.h5'))
+  else:
+    extractor = features.create(name)
   assert extractor.identity['extractor'] == name
   assert extractor.identity['feature_shape'] == list(extractor.feature_shape)
   assert extract.store_identity(extractor)['decoder'].startswith('PyAV')
@@ -593,6 +597,13 @@ def test_a_video_that_changes_meanwhile_is_refused(
   monkeypatch.setattr(extract.videos, 'sha256', lambda path: 'a' * 64)
   with pytest.raises(DataError, match='changed while it was read'):
     _prepare(videos[:1], Quarters(), tmp_path)
+
+
+def test_other_extractors_and_weights():
+  with pytest.raises(DataError, match=r'expected one of .*, got .vgg'):
+    features.create('vgg')
+  with pytest.raises(DataError, match=r'data\.weights: expected .. with'):
+    features.create('none', 'a.h5')
 
 
 # --- the clip source --------------------------------------------------------

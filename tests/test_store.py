@@ -127,7 +127,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     writer = store.Writer(path, (4, 3), 'float16')
     stack.callback(writer.abort)
     writer.append(_features())
-    store.open_folder(tmp_path, identity)
+    store.sweep(folder)
     assert not dead.exists() and len(list(folder.glob('.*.tmp'))) == 1
     writer.commit(identity, 5, None)
   assert {p.name for p in folder.iterdir()} == {'identity.json', 'a.npy'}
