@@ -158,6 +158,9 @@ def time_step(args: argparse.Namespace) -> dict[str, Any]:
     out_shardings=sharding.everywhere(mesh),
   )
 
+  step_fn = step_fn.lower(state, batch, key).compile()
+  sum_fn = sum_fn.lower(gradient).compile()
+
   def step():
     nonlocal state
     state, metrics = step_fn(state, batch, key)
