@@ -132,7 +132,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   mesh = sharding.make_mesh(config.train)
 
   def stopping() -> bool:
-    distributed.beat('preparing the data')
+    distributed.beat('preparing the data', alone=True)
     return stop.requested()
 
   try:

@@ -484,6 +484,11 @@ def run(
         batch['signal'] = np.full(len(batch['row']), stop.signal or 0, np.int32)
       on_devices = sharding.put_rows(batch, mesh)
       distributed.beat(f'computing step {step}')
+      if step == start + 1 and distributed.count() > 1:
+        # They compile at different speeds, and the first collective does not
+        # wait for long.
+        step_fn = step_fn.lower(state, on_devices, key).compile()
+        distributed.wait()
       data_time = time.perf_counter() - waiting
       state, metrics = step_fn(state, on_devices, key)
       watch.add(step, metrics, batch)
