@@ -330,7 +330,9 @@ def _record(path: pathlib.Path, about: dict, end: int) -> Record:
   fields = {k: v for k, v in about.items() if k != 'format'}
   shape = tuple(about['shape'])
   record = Record(**(fields | {'path': path, 'shape': shape, 'end': end}))
-  if record.dtype not in DTYPES or len(shape) != 3 or min(shape) < 1:
+  whole = all(type(n) is int for n in (*shape, record.offset))
+  sound = whole and len(shape) == 3 and min(*shape, record.offset) > 0
+  if record.dtype not in DTYPES or not sound:
     raise ValueError(f'it holds {record.dtype} {list(shape)}, no features')
   size = math.prod(shape) * np.dtype(record.dtype).itemsize
   rest = end - record.offset - size

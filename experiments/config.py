@@ -95,7 +95,7 @@ def _in_float32(value: float) -> float:
   """What a computation in float32 sees of a number."""
   try:
     (value,) = struct.unpack('f', struct.pack('f', value))
-  except OverflowError:
+  except (OverflowError, struct.error):  # an int beyond all floats
     return math.inf
   return value if abs(value) >= _SMALLEST or math.isnan(value) else 0.0
 

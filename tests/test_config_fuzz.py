@@ -219,7 +219,7 @@ def test_a_few_configs():
 
 @pytest.mark.slow
 def test_many_configs():
-  _fuzz_configs(NUM_MANY, 60)
+  _fuzz_configs(NUM_MANY, 40)
 
 
 # --- class names of a run -----------------------------------------------------
