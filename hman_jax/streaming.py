@@ -107,7 +107,7 @@ def compiled_step(model: Model, **options: Any) -> Any:
 
   Example:
     >>> from hman_jax import models
-    >>> model = models.create(5, hidden_sizes=(8, 8))
+    >>> model = models.create(5, cell='none', attention='none')
     >>> x = jnp.ones((1, 3, 49, 16))
     >>> variables = model.init(jax.random.key(0), x)
     >>> stream = start(model, variables, x)
