@@ -327,9 +327,11 @@ ROWS = [
   Row('a gap in the labels', _folder_list(
       lambda rows: [r[:-1] + '7' if r[-1] == '2' else r for r in rows]),
       'gaps'),
-  Row('an unknown class', _with_map('run\nsit\njump up\n', 'path,label\n' + ''.join(
-      f'run/my run #{k}.{s},{c}\n' for k, s, c in (
-        (0, 'avi', 'run'), (1, 'mp4', 'run'), (2, 'mkv', 'ran')))), "'run'"),
+  Row('an unknown class', _with_map(
+      'run\nsit\njump up\n', 'path,label\n' + ''.join(
+        f'run/my run #{k}.{s},{c}\n' for k, s, c in (
+          (0, 'avi', 'run'), (1, 'mp4', 'run'), (2, 'mkv', 'ran')))),
+      "unknown class 'ran'. Did you mean 'run'"),
   Row('a clip in train and test', _folder_list(
       lambda rows: [*rows, 'jump up/-0.avi 0']), 'listed twice'),
   Row('a part of a video', _csv('video_path,start,end,label\n'
