@@ -2,7 +2,7 @@
 
 Each is put into a good miniature data set. It ends in an error that names the
 file, or in the stated recovery, with the features that the good data set has.
-`pytest tests/test_bad_inputs.py -m slow -s` prints the table.
+`pytest tests/test_bad_inputs.py -m slow` prints the table.
 """
 
 import os
@@ -210,6 +210,14 @@ def _map(text: str):
   return lambda root: (root / 'label_map.txt').write_text(text) and None
 
 
+def _with_map(names: str, text: str):
+  def write(root):
+    _map(names)(root)
+    return _csv(text)(root)
+
+  return write
+
+
 def _split(change: Callable[[str], str]):
   def write(root):
     path = root / SPLITS / 'sit_test_split1.txt'
@@ -319,9 +327,11 @@ ROWS = [
   Row('a gap in the labels', _folder_list(
       lambda rows: [r[:-1] + '7' if r[-1] == '2' else r for r in rows]),
       'gaps'),
-  Row('an unknown class', _folder_list(lambda rows: [
-      *(f'{r[:-1]}{("jump up", "run", "sit")[int(r[-1])]}' for r in rows),
-      'run/new.avi ran']), "no label|expected|class"),
+  Row('an unknown class', _with_map(
+      'run\nsit\njump up\n', 'path,label\n' + ''.join(
+        f'run/my run #{k}.{s},{c}\n' for k, s, c in (
+          (0, 'avi', 'run'), (1, 'mp4', 'run'), (2, 'mkv', 'ran')))),
+      "unknown class 'ran'. Did you mean 'run'"),
   Row('a clip in train and test', _folder_list(
       lambda rows: [*rows, 'jump up/-0.avi 0']), 'listed twice'),
   Row('a part of a video', _csv('video_path,start,end,label\n'

@@ -1,8 +1,10 @@
 """Beam's runner fills the store as the plain one does, byte by byte."""
 
 import importlib.util
+import json
 import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 from data import extract, features
 from data.errors import DataError
 
+import data_trees
 import video_files
 
+ROOT = pathlib.Path(__file__).parents[1]
 REAL = os.environ.get('HMAN_REAL_DATA')
 
 pytestmark = [
@@ -153,3 +157,24 @@ def test_real_clips(tmp_path):
     f'that differ: {different}'
   )
   assert not different
+
+
+@pytest.mark.parametrize('beam', [True, False])
+def test_the_program(tmp_path, beam):
+  """`data.prepare --beam -- OPTIONS`; without --beam there are no options."""
+  root = data_trees.video_folder(tmp_path / 'data')
+  done = subprocess.run(
+    [
+      sys.executable, '-m', 'data.prepare', '--config=configs/video_folder.py',
+      f'--config.data.root={root}', '--config.data.features=none',
+      f'--config.data.features_dir={tmp_path / "store"}', '--json',
+      *(('--beam',) if beam else ()), '--', '--runner=DirectRunner',
+    ],
+    cwd=ROOT, capture_output=True, text=True, timeout=580,
+  )  # fmt: skip
+  if beam:
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)['records'] == 18
+  else:
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: '--runner=DirectRunner': no posit")
