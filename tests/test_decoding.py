@@ -112,7 +112,9 @@ def test_a_stream_that_is_left_leaves_nothing_behind(tmp_path, clips):
 @pytest.mark.slow
 def test_an_endless_loop_is_the_clip_s_error(tmp_path, bad_worker):
   clip = video_files.write(tmp_path / 'spin.avi', video_files.shades(5))
-  with decoding.Decoders(1, decoding.Limits(seconds=1)) as decoders:
+  with decoding.Decoders(
+    1, decoding.Limits(seconds=1, stall_seconds=300)
+  ) as decoders:
     ((_, end),) = decoders.stream([clip], (8, 8))
   assert 'more than 1 s of CPU time' in str(end)
 
