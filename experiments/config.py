@@ -250,6 +250,7 @@ FIELDS: dict[str, Field] = {
 
 # Fields that came after 0.1.0 was first used, and what runs without them did.
 ADDED = {
+  'data.weights': '',
   'data.store_dtype': 'float16',
   'data.on_bad_video': 'error',
   'train.model_devices': 1,
@@ -419,12 +420,6 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     raise ConfigError(
       "config.model.attention: expected 'none' with config.model.cell='none' "
       f'(softmax regression has no state), got {model.attention!r}.'
-    )
-  if model.cell == 'none' and model.initial_state != 'zeros':
-    raise ConfigError(
-      "config.model.initial_state: expected 'zeros' with "
-      "config.model.cell='none' (softmax regression has no state), got "
-      f'{model.initial_state!r}.'
     )
   if config.eval.boundary_mode == 'sample':
     for name, needed in (('cell', 'hm_lstm'), ('boundary', 'gumbel')):

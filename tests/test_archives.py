@@ -408,6 +408,7 @@ def test_two_runs_and_a_killed_one(tmp_path):
 def _run(monkeypatch, capsys, *arguments):
   """(exit code, stdout, stderr) of the program."""
   monkeypatch.setattr(sys, 'argv', ['unpack', *map(str, arguments)])
+  monkeypatch.delitem(sys.modules, 'data.unpack', raising=False)
   with pytest.raises(SystemExit) as done:
     runpy.run_module('data.unpack', run_name='__main__')
   return done.value.code, *capsys.readouterr()

@@ -124,13 +124,6 @@ def test_typos_in_flags_are_refused_with_a_suggestion(typo, meant):
       r"model\.attention: expected 'none' .*got 'soft'",
     ),
     (
-      {
-        'model.name': 'softmax_regression',
-        'model.initial_state': 'mean_features',
-      },
-      r"model\.initial_state: expected 'zeros' .*got 'mean_features'",
-    ),
-    (
       {'model.boundary': 'soft', 'eval.boundary_mode': 'sample'},
       r"eval\.boundary_mode: .*boundary='gumbel'.*got 'soft'",
     ),

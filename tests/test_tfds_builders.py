@@ -19,6 +19,10 @@ pytest.importorskip('importlib_resources', reason='install importlib_resources')
 
 from data import tfds_builders  # noqa: E402
 
+# Of protobuf 6 about tensorflow-datasets 4.9.
+pytestmark = pytest.mark.filterwarnings(
+  r'ignore:label\(\) is deprecated:DeprecationWarning'
+)
 ROOT = pathlib.Path(__file__).parents[1]
 
 BUILDERS = {

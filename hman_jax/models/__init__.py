@@ -76,7 +76,7 @@ def create(
 
   Example:
     >>> create(8, cell='lstm', attention='soft', hidden_sizes=(16,)).cell
-    LSTM(hidden_sizes=(16,), forget_bias=1.0)
+    LSTM(hidden_sizes=(16,), forget_bias=1.0, dtype='float32')
   """
   if num_classes < 1:
     raise ValueError(f'num_classes: expected >= 1, got {num_classes}.')
