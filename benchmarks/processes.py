@@ -16,8 +16,7 @@ import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +24,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from benchmarks import train_step
+from benchmarks import command, measure, train_step
 from configs import default
 from experiments import config as config_lib
 from experiments import distributed, sharding, train
 
 _CHILD = 'HMAN_BENCHMARK_CHILD'
-_CLASSES = 51
 
 
 class Machine(NamedTuple):
@@ -107,29 +105,10 @@ def on_paper(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
   """Reads the flags."""
-  parser = argparse.ArgumentParser(
-    prog='python -m benchmarks.processes', description=__doc__.splitlines()[0]
-  )
-  sizes = {
-    'batch': (16, 'clips in the global batch that is measured'),
-    'steps': (20, 'frames in a clip that is measured'),
-    'locations': (49, 'locations of a feature map'),
-    'size': (1280, 'numbers in a feature'),
-    'hidden': (512, 'units of a layer'),
-    'layers': (3, 'layers'),
-    'repeats': (9, 'counted repeats of each'),
-  }
-  for name, (value, text) in sizes.items():
-    parser.add_argument(
-      f'--{name}', type=int, default=value, help=f'{text} ({value})'
-    )
-  parser.add_argument('--json', metavar='OUT', help='file for the result')
-  args = parser.parse_args(argv)
-  for name in sizes:
-    if getattr(args, name) < 1:
-      parser.error(f'--{name}: expected at least 1')
+  made = command.parser('processes', __doc__, batch=16, steps=20, size=1280)
+  args = command.parse(made, argv)
   if args.batch % 2:
-    parser.error('--batch: expected an even number')
+    made.error(f'--batch: expected an even number, got {args.batch}')
   return args
 
 
@@ -141,11 +120,11 @@ def _config(args: argparse.Namespace) -> ml_collections.ConfigDict:
   return config_lib.resolve(config)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def time_step(args: argparse.Namespace) -> dict[str, Any]:
   """Times the step and the sum in this process, one of several."""
   config = _config(args)
   shape = (args.locations, args.size)
-  model = train.make_model(config, _CLASSES, shape)
+  model = train.make_model(config, args.classes, shape)
   optimizer = train.make_optimizer(config.train)
   mesh = sharding.make_mesh(config.train)
   state = train.init_state(config, model, optimizer, shape)
@@ -158,13 +137,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     lambda x: sharding.put_rows({'x': x}, mesh)['x'], gradient
   )
   places = sharding.of_state(state, mesh)
-  state = jax.device_put(state, places)
+  state = sharding.put(state, places)
   rng = np.random.default_rng(distributed.index())
   row = np.arange(rows, dtype=np.int32) + distributed.index() * rows
   batch = {
     'features': rng.random((rows, args.steps, *shape)).astype(np.float16),
     'mask': np.ones((rows, args.steps), bool),
-    'label': rng.integers(_CLASSES, size=rows).astype(np.int32),
+    'label': rng.integers(args.classes, size=rows).astype(np.int32),
     'row': row,
   }
   batch = sharding.put_rows(batch, mesh)
@@ -179,6 +158,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     out_shardings=sharding.everywhere(mesh),
   )
 
+  step_fn = step_fn.lower(state, batch, key).compile()
+  sum_fn = sum_fn.lower(gradient).compile()
+
   def step():
     nonlocal state
     state, metrics = step_fn(state, batch, key)
@@ -188,14 +170,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     'step': step,
     'sum': lambda: jax.block_until_ready(sum_fn(gradient)),
   }
+  now = measure.CLOCKS[args.clock]
   times: dict[str, list[float]] = {name: [] for name in runs}
   for repeat in range(args.repeats + 2):  # two are not counted
     for name, run in runs.items():
       distributed.wait()
-      start = time.perf_counter()
+      start = now()
       run()
       if repeat > 1:
-        times[name].append(time.perf_counter() - start)
+        times[name].append(now() - start)
   medians = {name: statistics.median(t) for name, t in times.items()}
   return {**medians, 'parameters': parameters}
 
@@ -203,9 +186,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _child(argv: list[str]) -> None:
   """One of the processes that are measured; the first prints the result."""
   cores = sorted(os.sched_getaffinity(0))
-  distributed.start(distributed.place())
-  os.sched_setaffinity(0, {cores[distributed.index() % len(cores)]})
-  result = measure(parse(argv))
+  place = distributed.place()
+  process_id = place.process_id if place else 0
+  os.sched_setaffinity(0, {cores[process_id % len(cores)]})
+  distributed.start(place)
+  result = time_step(parse(argv))
   if distributed.is_first():
     print(json.dumps(result), flush=True)
   distributed.finish()
@@ -244,41 +229,42 @@ def _run(count: int, argv: list[str]) -> dict[str, Any]:
 def run(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
   """Measures and computes everything; returns what `--json` writes."""
   measured = {str(n): _run(n, argv) for n in (1, 2)}
-  paper = argparse.Namespace(
-    batch=64, steps=60, locations=49, size=2048, hidden=512, layers=3,
-    attention='gumbel_adaptive',
-  )  # fmt: skip
+  paper = train_step.parse([])  # the sizes of the paper
   shape = (paper.locations, paper.size)
-  model = train.make_model(_config(paper), _CLASSES, shape)
+  model = train.make_model(_config(paper), paper.classes, shape)
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, *shape)))
   )
   parameters = sum(x.size for x in jax.tree.leaves(params))
   return {
     'measured': measured,
-    'setting': {
-      **{k: v for k, v in vars(args).items() if k != 'json'},
-      'cores': len(os.sched_getaffinity(0)),
-      'jax': jax.__version__,
-    },
-    'paper': {
-      f'{gpus}x{hosts}': on_paper(paper, parameters, gpus, hosts)
+    'setting': command.setting(args),
+    'paper': [
+      {
+        'batch': batch,
+        'gpus': gpus,
+        'hosts': hosts,
+        **on_paper(
+          argparse.Namespace(**{**vars(paper), 'batch': batch}),
+          parameters,
+          gpus,
+          hosts,
+        ),
+      }
+      for batch in (paper.batch, paper.batch // 8)
       for gpus, hosts in ((1, 1), (8, 1), (8, 16))
-    },
+    ],
     'paper_parameters': parameters,
     'machine': Machine()._asdict(),
   }
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
   """The result as text."""
   measured, setting = result['measured'], result['setting']
   one = measured['1']['step']
   lines = [
-    'step of B={batch} T={steps} N={locations} D={size} H={hidden} '
-    'L={layers} on {cores} cores, one a process; median of {repeats}'.format(
-      **setting
-    ),
+    command.heading('training step, a core for each process', setting),
     f'{"processes":>9}{"step s":>9}{"speed-up":>10}{"sum s":>9}{"share":>8}',
   ]
   for count, found in measured.items():
@@ -290,18 +276,19 @@ def table(result: dict[str, Any]) -> str:
   lines += [
     f'the sum is over {4 * measured["2"]["parameters"] / 1e6:.0f} MB',
     '',
-    'on paper, 64 clips of T=60 N=49 D=2048 a GPU, H=512 L=3, '
+    'on paper, T=60 N=49 D=2048 H=512 L=3, '
     f'{4 * result["paper_parameters"] / 1e6:.0f} MB of gradient; milliseconds',
-    f'{"GPUs x hosts":>13}{"compute":>9}{"upload":>8}{"sum":>7}{"step":>7}'
-    f'{"share":>8}{"clips/s":>9}',
+    f'{"clips a GPU":>12}{"GPUs x hosts":>14}{"compute":>9}{"upload":>8}'
+    f'{"sum":>7}{"step":>7}{"share":>8}{"clips/s":>9}',
   ]
-  for name, found in result['paper'].items():
-    gpus, hosts = map(int, name.split('x'))
+  for found in result['paper']:
+    batch, gpus, hosts = found['batch'], found['gpus'], found['hosts']
     ms = {k: 1e3 * found[k] for k in ('compute', 'upload', 'sum', 'step')}
     lines.append(
-      f'{name:>13}{ms["compute"]:9.1f}{ms["upload"]:8.1f}{ms["sum"]:7.2f}'
-      f'{ms["step"]:7.1f}{100 * found["share"]:7.1f}%'
-      f'{64 * gpus * hosts / found["step"]:9.0f}'
+      f'{batch:>12}{f"{gpus} x {hosts}":>14}{ms["compute"]:9.1f}'
+      f'{ms["upload"]:8.1f}{ms["sum"]:7.2f}{ms["step"]:7.1f}'
+      f'{100 * found["share"]:7.1f}%'
+      f'{batch * gpus * hosts / found["step"]:9.0f}'
     )
   return '\n'.join(lines)
 
@@ -312,12 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     _child(argv)
     return
   args = parse(argv)
-  result = run(args, argv)
-  print(table(result))
-  if args.json:
-    with open(args.json, 'w', encoding='utf-8') as file:
-      json.dump(result, file, indent=2)
-      file.write('\n')
+  command.finish(args, run(args, argv), table)
 
 
 if __name__ == '__main__':

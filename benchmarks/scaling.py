@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   """Reads the flags."""
   made = command.parser(
     'scaling', __doc__,
-    batch=16, steps=8, size=256, hidden=64, layers=1,
+    batch=32, steps=16, size=256, hidden=128, layers=1,
   )  # fmt: skip
   made.add_argument(
     '--sweeps', type=_sweeps, default='T,B,H,L', help='which sizes (T,B,H,L)'

@@ -2,8 +2,8 @@
 
   python -m benchmarks.streaming [--json=OUT] [--hidden=1024] ...
 
-Boundaries are given: each layer's fires in each frame at the rate, drawn once.
-A layer above a silent one COPYs and is skipped.
+Boundaries are given: each layer's fires in as many frames as the rate says, in
+an order of its own. A layer above a silent one COPYs and is skipped.
 """
 
 import argparse
@@ -38,12 +38,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   rng = np.random.default_rng(0)
   shape = (args.frames, 1, args.locations, args.size)
   frames = list(jax.device_put(rng.random(shape, np.float32)))
-  variables = jax.jit(model.init)(jax.random.key(0), frames[0][None])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), frames[0][None])
+  variables = jax.tree.map(
+    lambda p: jax.device_put(0.02 * rng.standard_normal(p.shape, p.dtype)),
+    shapes,
+  )
   next_frame = streaming.compiled_step(model, deterministic=True)
 
   def stream(rate):
-    draws = rng.random((args.frames, 1, args.layers))
-    boundaries = list(jax.device_put((draws < rate).astype(np.float32)))
+    fires = np.arange(args.frames) < round(rate * args.frames)
+    shuffled = [rng.permutation(fires) for _ in range(args.layers)]
+    bits = np.stack(shuffled, axis=-1)[:, None].astype(np.float32)
+    boundaries = list(jax.device_put(bits))
 
     def once():
       carried = streaming.start(model, variables, frames[0][None])

@@ -2,11 +2,12 @@
 
   python -m benchmarks.train_step [--json=OUT] [--steps=60] ...
 
-One run times, in turn: ours (deferred backward), ours by autodiff, the naive
-flax cell in `nn.RNN`, PyTorch in float32 and autocast bfloat16 and the paper's
-baseline in it (`torch.nn.LSTM`, soft attention) where PyTorch can be imported,
-and the two measurements behind the floor. Parameters are copied across and
-logits compared first, so that the work is the same.
+One run times, in turn: ours (deferred backward), ours by autodiff and with
+products in bfloat16, the naive flax cell in `nn.RNN`, and, where PyTorch can be
+imported, the same in it (float32, autocast bfloat16) and the paper's baseline
+(`torch.nn.LSTM`, soft attention); and the two measurements behind the floor.
+Parameters are copied across and logits compared first, so that the work is the
+same.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from hman_jax import models
 _TOLERANCE = 1e-3
 _SUBJECTS = (
   'naive_flax', 'torch_f32', 'torch_bf16', 'torch_compiled', 'torch_lstm',
-  'floor', 'autodiff',
+  'floor', 'autodiff', 'bfloat16',
 )  # fmt: skip
 
 
@@ -71,14 +72,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   labels = rng.integers(args.classes, size=args.batch)
   sizes = (args.hidden,) * args.layers
   ours = {
-    backward: models.create(
+    name: models.create(
       args.classes,
       hidden_sizes=sizes,
       attention=args.attention,
       attention_options={'num_locations': args.locations},
-      backward=backward,
+      **options,
     )
-    for backward in ('deferred', 'autodiff')
+    for name, options in (
+      ('deferred', {}),
+      ('autodiff', {'backward': 'autodiff'}),
+      ('bfloat16', {'dtype': 'bfloat16'}),
+    )
   }
   naive = lambda deterministic: naive_flax.Recogniser(
     args.classes, sizes, args.attention, deterministic
@@ -131,11 +136,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   seconds['floor'] = max(
     flops / rates['flops_per_second'], num_bytes / rates['bytes_per_second']
   )
-  against = lambda name: (
-    seconds['deferred'] / seconds[name] if name in seconds else None
-  )
   return {
-    'ratios': {name: against(name) for name in _SUBJECTS},
+    'ratios': {name: _ratio(seconds, name) for name in _SUBJECTS},
     'memory_ratio': memory['deferred'] / memory['naive_flax'],
     'compile_ratio': compilation['deferred'] / compilation['naive_flax'],
     'seconds': seconds,
@@ -145,6 +147,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     'torch': getattr(torch, '__version__', None),
     'setting': command.setting(args),
   }
+
+
+def _ratio(seconds: dict[str, float], name: str) -> float | None:
+  """Ours over another; at bfloat16 where the other is."""
+  ours = 'bfloat16' if name == 'torch_bf16' else 'deferred'
+  return seconds[ours] / seconds[name] if name in seconds else None
 
 
 def _torch(args, params, features, expected, apply):
@@ -205,7 +213,7 @@ def table(result: dict[str, Any]) -> str:
       lines.append(f'{name:14}  not measured')
       continue
     size = f'{memory[name] / 1e6:9.0f} MB' if name in memory else ''
-    ratio = seconds['deferred'] / seconds[name]
+    ratio = 1.0 if name == 'deferred' else result['ratios'][name]
     lines.append(f'{name:14}{seconds[name]:9.3f}{ratio:9.2f}{size:>12}')
   lines.append(
     'floor: {flops:.3g} FLOPs at {flops_per_second:.3g}/s, {bytes:.3g} bytes '

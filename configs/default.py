@@ -17,7 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
   # (generated)
   data.name = 'hmdb51'
   data.root = ''  # folder with the videos and the split lists
-  data.features = 'efficientnet_lite0'  # feature extractor of videos
+  # Feature extractor of videos: efficientnet_lite0, resnet152 (paper), or none,
+  # which is the pixels of 7 x 7 cells
+  data.features = 'efficientnet_lite0'
+  data.weights = ''  # file of resnet152's; '' is Keras' own of ImageNet
   data.features_dir = ''  # store of features; '' is ~/.cache/hman_jax/features
   # Of features on disk: float16, or int8 with a scale for each channel
   data.store_dtype = 'float16'

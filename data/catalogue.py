@@ -5,6 +5,7 @@ from typing import Any
 
 from data import clips, hmdb51, olympic_sports, ucf_sports, video_folder
 from data.clips import Dataset
+from data.errors import DataError
 
 # `data` is the section of a config: see configs/default.py for its fields.
 SCANS: dict[str, Callable[[Any], Dataset]] = {
@@ -35,9 +36,14 @@ def scan(data: Any) -> Dataset:
     `Dataset`.
 
   Raises:
-    DataError: if there is no data set.
+    DataError: if there is no data set, or it cannot be read.
   """
-  return SCANS[data.name](data)
+  try:
+    return SCANS[data.name](data)
+  except OSError as e:
+    raise DataError(
+      f'{e.filename or data.root}: cannot read: {e.strerror or e}.'
+    ) from e
 
 
 def read(data: Any) -> Dataset:

@@ -4,15 +4,13 @@ Every clip is decoded. Exit code 0 without errors, 2 with; `--json` for tools.
 """
 
 import collections
-import concurrent.futures
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data import command, videos
+from data import command, decoding
 from data.clips import Clip, Finding, Partition
 from data.errors import VideoError
 
@@ -67,21 +65,15 @@ def examine(parts: Partition) -> dict[str, Media | VideoError]:
     {name of a clip: what it is, or why it cannot be decoded}.
   """
   every = [clip for part in parts for clip in part]
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    media = pool.map(_media, [clip.path for clip in every])
-    shown = command.progress(media, len(every), 'clips decoded')
-    return {clip.name: m for clip, m in zip(every, shown)}
-
-
-def _media(path: pathlib.Path) -> Media | VideoError:
-  try:
-    return Media(
-      videos.sha256(path),
-      videos.count_frames(path),
-      videos.read_header(path).num_frames,
-    )
-  except VideoError as e:
-    return e
+  found = {}
+  with decoding.Decoders() as decoders:
+    ends = decoders.examine(clip.path for clip in every)
+    shown = command.progress(ends, len(every), 'clips decoded')
+    for clip, (_, end) in zip(every, shown):
+      if isinstance(end, decoding.Decoded):
+        end = Media(end.sha256, end.num_frames, end.num_declared)
+      found[clip.name] = end
+  return found
 
 
 def judge(

@@ -88,7 +88,6 @@ class Decoders:
     self._threads = concurrent.futures.ThreadPoolExecutor(self._count)
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     self._workers: set[_Worker] = set()
-    self._pending: deque[tuple[pathlib.Path, queue.Queue]] = deque()
     self._closed = False
 
   def __enter__(self) -> 'Decoders':
@@ -137,29 +136,31 @@ class Decoders:
     self, videos: Iterable[pathlib.Path], options: dict
   ) -> Iterator[tuple[pathlib.Path, Any]]:
     videos = iter(videos)
-    while True:
-      while len(self._pending) <= self._count:
-        video = next(videos, None)
-        if video is None:
-          break
-        events: queue.Queue = queue.Queue(_AHEAD)
-        self._pending.append((video, events))
-        self._threads.submit(self._decode, video, options, events)
-      if not self._pending:
-        return
-      video, events = self._pending[0]
-      event = None
-      while not isinstance(event, Decoded | VideoError):
-        event = events.get()
-        if isinstance(event, Exception) and not isinstance(event, VideoError):
-          raise event
-        yield video, event
-      self._pending.popleft()
+    jobs: deque[_Job] = deque()
+    try:
+      while True:
+        while len(jobs) <= self._count:
+          video = next(videos, None)
+          if video is None:
+            break
+          jobs.append(_Job(video))
+          self._threads.submit(self._decode, jobs[-1], options)
+        if not jobs:
+          return
+        event = None
+        while not isinstance(event, Decoded | VideoError):
+          event = jobs[0].events.get()
+          if isinstance(event, Exception) and not isinstance(event, VideoError):
+            raise event
+          yield jobs[0].video, event
+        jobs.popleft()
+    finally:
+      for job in jobs:
+        job.is_wanted = False
 
-  def _decode(
-    self, video: pathlib.Path, options: dict, events: queue.Queue
-  ) -> None:
-    """One video, in a thread of this process: from a worker to `events`."""
+  def _decode(self, job: '_Job', options: dict) -> None:
+    """One video, in a thread of this process: from a worker to its events."""
+    video = job.video
     try:
       worker = self._take()
       try:
@@ -168,20 +169,22 @@ class Decoders:
         while kind not in (BAD, DONE):
           kind, data = worker.receive(self._limits.stall_seconds)
           if kind == FRAMES:
-            self._put(events, data.reshape(-1, *options['size'], 3))
+            self._put(job, data.reshape(-1, *options['size'], 3))
+            if self._closed or not job.is_wanted:
+              raise _DeadError('no longer wanted.')
         tree = json.loads(data.tobytes())
         self._idle.put(worker)
-        self._put(events, VideoError(tree) if kind == BAD else Decoded(**tree))
+        self._put(job, VideoError(tree) if kind == BAD else Decoded(**tree))
       except _DeadError as e:
         self._drop(worker)
-        self._put(events, VideoError(f'{video}: {e}'))
+        self._put(job, VideoError(f'{video}: {e}'))
     except Exception as e:  # raised where the events are read
-      self._put(events, e)
+      self._put(job, e)
 
-  def _put(self, events: queue.Queue, event: Any) -> None:
-    while not self._closed:
+  def _put(self, job: '_Job', event: Any) -> None:
+    while job.is_wanted and not self._closed:
       try:
-        return events.put(event, timeout=0.2)
+        return job.events.put(event, timeout=0.2)
       except queue.Full:
         continue
 
@@ -204,6 +207,21 @@ class Decoders:
   def _drop(self, worker: '_Worker') -> None:
     worker.close()
     self._workers.discard(worker)
+
+
+class _Job:
+  """A video to decode.
+
+  Attributes:
+    video: the file.
+    events: what is decoded, and how it ended.
+    is_wanted: whether anybody reads the events.
+  """
+
+  def __init__(self, video: pathlib.Path):
+    self.video = video
+    self.events: queue.Queue = queue.Queue(_AHEAD)
+    self.is_wanted = True
 
 
 class _DeadError(Exception):

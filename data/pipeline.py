@@ -3,14 +3,19 @@ evaluation.
 
 A clip source is one split of a data set with random access:
 
-- `len(source)`, and `source[i]` -> dict of `features` (float16 `[T_i, N, D]`,
-  in memory or memory-mapped), `label` (int) and, if `source.has_truth`,
-  `boundaries` (bool `[T_i]`) and `target` (int32 `[T_i]`);
+- `len(source)`, and `source[i]` -> dict of `features` (`[T_i, N, D]`, in memory
+  or memory-mapped, float16; or int8, then with `scale`, float32 `[D]`), `label`
+  (int) and, if `source.has_truth`, `boundaries` (bool `[T_i]`) and `target`
+  (int32 `[T_i]`);
 - `class_names`, `clip_names`, `labels` (int32), `lengths` (int32),
   `feature_shape` (N, D), `has_truth`, `identity` (JSON-able dict).
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+import math
+import mmap
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -63,6 +68,22 @@ def check_labels(source: ClipSource) -> None:
     )
 
 
+def features_of(batch: Mapping[str, Any]) -> Any:
+  """The features of a batch or of a clip as float16: int8 times its scale.
+
+  Args:
+    batch: NumPy or JAX arrays; `features` `[..., T, N, D]`, and `scale`
+      `[..., D]` if they are int8.
+
+  Returns:
+    float16 `[..., T, N, D]`.
+  """
+  features = batch['features']
+  if 'scale' not in batch:
+    return features
+  return (features * batch['scale'][..., None, None, :]).astype(np.float16)
+
+
 def feature_statistics(
   source: ClipSource, max_frames: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +110,9 @@ def feature_statistics(
   for index in range(len(source)):
     length = int(source.lengths[index])
     at = np.unique(np.linspace(0, length - 1, min(per_clip, length)).round())
-    x = np.asarray(source[index]['features'][at.astype(int)], np.float64)
+    item = dict(source[index])
+    item['features'] = item['features'][at.astype(int)]
+    x = np.asarray(features_of(item), np.float64)
     total = total + x.sum(axis=(0, 1))
     squares = squares + np.square(x).sum(axis=(0, 1))
     count += x.shape[0] * x.shape[1]
@@ -130,8 +153,9 @@ def train_batches(
     prefetch: batches made ahead by threads.
 
   Returns:
-    An iterator of batches: features float16 `[B, T, N, D]` (zeros in
-    padding), mask bool `[B, T]`, label int32 `[B]`, clip int32 `[B]` (index in
+    An iterator of batches: features `[B, T, N, D]` (zeros in padding) as the
+    source has them, for `features_of`; scale float32 `[B, D]` of int8 only;
+    mask bool `[B, T]`, label int32 `[B]`, clip int32 `[B]` (index in
     the source), start int32 `[B]` (first frame, counted after striding), row
     int32 `[B]` (row in the global batch), weight float32 `[B]`, boundaries
     bool `[B, T]`, target int32 `[B, T]` (-1 unknown).
@@ -141,19 +165,20 @@ def train_batches(
   """
   _check_sizes(batch_size, num_frames, frame_stride)
   share = _share(batch_size, num_shards, shard)
-  window = _Window(source, num_frames, frame_stride)
-  rows = (
+  windows = _Windows(source, num_frames, frame_stride)
+  chosen = (
     grain.MapDataset.range(len(source))
     .seed(seed)
     .shuffle()
     .repeat()
-    .random_map(window.random)
+    .random_map(windows.random)
   )
   first = shard * share
 
   def make(step: int) -> Batch:
     numbers = range(first, first + share)
-    return _collate([rows[step * batch_size + r] for r in numbers], first)
+    rows = [chosen[step * batch_size + r] for r in numbers]
+    return windows.cut(rows, first, share)
 
   steps = grain.MapDataset.range(start_step, _MAX_STEPS).map(make)
   options = grain.ReadOptions(
@@ -193,7 +218,7 @@ class eval_batches:
     _check_sizes(batch_size, num_frames, frame_stride)
     self._share = _share(batch_size, num_shards, shard)
     self._first = shard * self._share
-    self._window = _Window(source, num_frames, frame_stride)
+    self._windows = _Windows(source, num_frames, frame_stride)
     self._batch_size = batch_size
     strided = -(-np.asarray(source.lengths) // frame_stride)
     self.blocks = [
@@ -207,44 +232,83 @@ class eval_batches:
 
   def __iter__(self) -> Iterator[Batch]:
     for first in range(0, len(self.blocks), self._batch_size):
-      blocks = self.blocks[first : first + self._batch_size]
-      blocks = blocks[self._first : self._first + self._share]
-      rows = [self._window.cut(clip, start) for clip, start in blocks]
-      missing = self._share - len(rows)
-      rows += [self._window.empty()] * missing
-      yield _collate(rows, self._first)
+      rows = self.blocks[first : first + self._batch_size]
+      rows = rows[self._first : self._first + self._share]
+      yield self._windows.cut(rows, self._first, self._share)
 
 
-class _Window:
-  """Cuts T-frame windows out of clips; copies the window only."""
+class _Windows:
+  """Cuts T-frame windows out of clips, straight into the arrays of a batch."""
 
   def __init__(self, source: ClipSource, num_frames: int, stride: int):
     self._source = source
     self._num_frames = num_frames
     self._stride = stride
+    self._buffers = _Buffers()
 
-  def random(self, clip: int, rng: np.random.Generator) -> Batch:
+  def random(self, clip: int, rng: np.random.Generator) -> tuple[int, int]:
+    """A clip, and the first frame of a window in it."""
     length = -(-int(self._source.lengths[clip]) // self._stride)
     last = max(length - self._num_frames, 0)
-    return self.cut(int(clip), int(rng.integers(0, last + 1)))
+    return int(clip), int(rng.integers(0, last + 1))
 
-  def cut(self, clip: int, start: int) -> Batch:
-    row = self.empty()
-    item = self._source[clip]
-    first = start * self._stride
-    frames = slice(first, first + self._num_frames * self._stride, self._stride)
-    features = item['features'][frames]
-    valid = len(features)
-    row['features'][:valid] = features
-    row['mask'][:valid] = True
-    row['label'] = np.int32(item['label'])
-    row['clip'] = np.int32(clip)
-    row['start'] = np.int32(start)
-    row['weight'] = np.float32(1)
-    if self._source.has_truth:
-      row['boundaries'][:valid] = self._strided_boundaries(item, first, valid)
-      row['target'][:valid] = item['target'][frames]
-    return row
+  def cut(
+    self,
+    rows: Sequence[tuple[int, int]],
+    first_row: int,
+    size: int,
+  ) -> Batch:
+    """A batch of windows.
+
+    Args:
+      rows: (clip, first frame) of each.
+      first_row: number of the first in the global batch.
+      size: rows of the batch; those that are missing are empty.
+
+    Returns:
+      The batch.
+    """
+    time = self._num_frames
+    shape = (size, time, *self._source.feature_shape)
+    batch = {
+      'features': self._buffers.take(shape, self._dtype),
+      'mask': np.zeros((size, time), bool),
+      'label': np.zeros(size, np.int32),
+      'clip': np.zeros(size, np.int32),
+      'start': np.zeros(size, np.int32),
+      'weight': np.zeros(size, np.float32),
+      'boundaries': np.zeros((size, time), bool),
+      'target': np.full((size, time), UNKNOWN_TARGET, np.int32),
+      'row': np.arange(first_row, first_row + size, dtype=np.int32),
+    }
+    if self._dtype == np.int8:
+      batch['scale'] = np.zeros((size, shape[-1]), np.float32)
+    for row, (clip, start) in enumerate(rows):
+      item = self._source[clip]
+      first = start * self._stride
+      frames = slice(first, first + time * self._stride, self._stride)
+      features = item['features'][frames]
+      valid = len(features)
+      batch['features'][row, :valid] = features
+      batch['features'][row, valid:] = 0
+      batch['mask'][row, :valid] = True
+      batch['label'][row] = item['label']
+      batch['clip'][row] = clip
+      batch['start'][row] = start
+      batch['weight'][row] = 1
+      if 'scale' in item:
+        batch['scale'][row] = item['scale']
+      if self._source.has_truth:
+        marks = self._strided_boundaries(item, first, valid)
+        batch['boundaries'][row, :valid] = marks
+        batch['target'][row, :valid] = item['target'][frames]
+    batch['features'][len(rows) :] = 0
+    return batch
+
+  @functools.cached_property
+  def _dtype(self) -> np.dtype:
+    """Of the features; a source has one."""
+    return self._source[0]['features'].dtype
 
   def _strided_boundaries(self, item, first: int, valid: int) -> np.ndarray:
     """A boundary in a skipped frame belongs to the next frame that is kept."""
@@ -254,24 +318,30 @@ class _Window:
     marks[kept[(kept >= 0) & (kept < valid)]] = True
     return marks
 
-  def empty(self) -> Batch:
-    time = self._num_frames
-    return {
-      'features': np.zeros((time, *self._source.feature_shape), np.float16),
-      'mask': np.zeros(time, bool),
-      'label': np.int32(0),
-      'clip': np.int32(0),
-      'start': np.int32(0),
-      'weight': np.float32(0),
-      'boundaries': np.zeros(time, bool),
-      'target': np.full(time, UNKNOWN_TARGET, np.int32),
-    }
 
+class _Buffers:
+  """Memory of arrays of one size, taken again when an array is gone.
 
-def _collate(rows: list[Batch], first_row: int) -> Batch:
-  batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-  batch['row'] = np.arange(first_row, first_row + len(rows), dtype=np.int32)
-  return batch
+  New memory costs several times what filling it costs. That it begins with a
+  page lets JAX on a CPU use it as it is, where it would copy.
+  """
+
+  def __init__(self) -> None:
+    self._free: list[mmap.mmap] = []
+
+  def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of any content; views of it keep it too."""
+    try:
+      memory = self._free.pop()
+    except IndexError:
+      size = math.prod(shape) * dtype.itemsize
+      flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+      memory = mmap.mmap(-1, max(size, 1), flags=flags)
+      if hasattr(mmap, 'MADV_HUGEPAGE'):  # of Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, dtype, math.prod(shape))
+    weakref.finalize(array, self._free.append, memory).atexit = False
+    return array.reshape(shape)
 
 
 def _share(batch_size: int, num_shards: int, shard: int) -> int:

@@ -13,12 +13,14 @@ import functools
 import hashlib
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import fixed_batches
 from data.errors import DataError
 
 IMAGE_SIZE = 224
@@ -30,8 +32,6 @@ _URL = (
 _MD5 = 'ee4c566cf9a93f14d82f913c2dc6dd0c'  # as in keras.applications
 _NUM_ARRAYS = 930  # 155 convolutions with bias, each with its normalisation
 _SUFFIX = '.h5'
-_BATCH = {'cpu': 8}  # frames in one call of the network
-_BATCH_ACCELERATED = 64
 _SHAPE = (49, 2048)
 _MEND = 'Give a file of weights by --config.data.weights=FILE.h5'
 
@@ -173,8 +173,11 @@ def build(path: pathlib.Path) -> Any:
     model = keras.applications.ResNet152(
       include_top=False, weights=None, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3)
     )
-    model.load_weights(path)
-  except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+    with warnings.catch_warnings():  # Keras warns of what it leaves out
+      warnings.simplefilter('error', UserWarning)
+      model.load_weights(path)
+  except (OSError, ValueError, KeyError, TypeError, RuntimeError,
+          UserWarning) as e:  # fmt: skip
     reason = str(e).strip().splitlines() or [repr(e)]
     raise DataError(
       f'config.data.weights: {path}: no weights of '
@@ -199,7 +202,7 @@ class ResNet152:
   @functools.cached_property
   def batch_size(self) -> int:
     """Frames in one call of the network."""
-    return _BATCH.get(jax.default_backend(), _BATCH_ACCELERATED)
+    return fixed_batches.default_size()
 
   @functools.cached_property
   def _path(self) -> pathlib.Path:
@@ -250,15 +253,7 @@ class ResNet152:
     Returns:
       float32 `[T, 7, 7, 2048]`, >= 0.
     """
-    parts = []
-    size = self.batch_size
-    for first in range(0, len(frames), size):
-      batch = frames[first : first + size]
-      count = len(batch)
-      if count < size:  # one compiled shape
-        batch = np.pad(batch, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-      parts.append(np.asarray(self._network(batch))[:count])
-    return np.concatenate(parts)
+    return fixed_batches.run(self._network, frames, self.batch_size)
 
   def extract(self, frames: np.ndarray) -> np.ndarray:
     """Features of the frames of a clip.

@@ -80,7 +80,7 @@ class Record(NamedTuple):
 
 
 def open_folder(features_dir: pathlib.Path, identity: dict) -> pathlib.Path:
-  """The folder of one kind of features; what dead writers left is removed.
+  """The folder of one kind of features.
 
   Args:
     features_dir: the store; made if missing.
@@ -97,7 +97,6 @@ def open_folder(features_dir: pathlib.Path, identity: dict) -> pathlib.Path:
   folder = features_dir / f'{identity["extractor"]}-{digest}'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
     about = folder / 'identity.json'
     if not about.exists() or about.read_bytes() != text.encode():
       with _temporary(about) as file:
@@ -357,17 +356,21 @@ def _crc32(file: IO[bytes], end: int) -> int:
 
 @contextlib.contextmanager
 def _temporary(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """A file beside `path`, removed at the end unless moved; `_sweep` knows by
+  """A file beside `path`, removed at the end unless moved; `sweep` knows by
   its lock that its writer is alive.
   """
-  temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}.tmp')
-  with open(temporary, 'x+b') as file:
-    with contextlib.suppress(OSError):  # a file system without locks
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-      yield file
-    finally:
-      temporary.unlink(missing_ok=True)
+  while True:
+    temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}.tmp')
+    with open(temporary, 'x+b') as file:
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+      if not temporary.exists():  # swept before it was locked
+        continue
+      try:
+        yield file
+      finally:
+        temporary.unlink(missing_ok=True)
+      return
 
 
 def _move(file: IO[bytes], path: pathlib.Path) -> None:
@@ -375,8 +378,8 @@ def _move(file: IO[bytes], path: pathlib.Path) -> None:
   os.replace(file.name, path)
 
 
-def _sweep(folder: pathlib.Path) -> None:
-  """Removes the files of writers that were killed."""
+def sweep(folder: pathlib.Path) -> None:
+  """Removes from a folder of the store what killed writers left."""
   for temporary in folder.glob('.*.tmp'):
     with contextlib.suppress(OSError), open(temporary, 'rb') as file:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

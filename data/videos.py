@@ -5,8 +5,11 @@ file, or a folder of JPEG frames. What is cut or damaged is an error: the frames
 before the break would pass for the whole.
 """
 
+import collections
 import hashlib
+import os
 import pathlib
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -26,6 +29,7 @@ MAX_BYTES = 2**32  # of the frames of one video, after resizing
 
 _TIME_ERROR = 1e-3  # seconds; Matroska rounds times to milliseconds
 _MAX_GAP = 60.0  # seconds between frames; more is no video but damage
+_MAX_STEPS = 1_000_000  # between frames, of which the median is taken
 
 # Names of FFmpeg's, of what data sets come in; other decoders stay closed.
 CODECS = frozenset({
@@ -93,7 +97,7 @@ def decode(
   """
   path = pathlib.Path(path)
   arrays: list[np.ndarray] = []
-  for frame in _sampled(path, fps):
+  for frame in _sampled(path, _frames(path), fps):
     array = _to_array(frame, size)
     if arrays and array.shape != arrays[0].shape:
       raise VideoError(
@@ -137,7 +141,7 @@ def read_header(path: str | pathlib.Path) -> Header:
     VideoError: as `decode`, as far as it shows without decoding.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
+  if os.path.isdir(path):
     files = frame_folder.files(path)
     picture = _picture(files[0], _read_bytes(files[0])).picture
     size = (picture.height, picture.width)
@@ -178,7 +182,7 @@ def sha256(path: str | pathlib.Path) -> str:
     VideoError: if it cannot be read.
   """
   path = pathlib.Path(path)
-  if not path.is_dir():
+  if not os.path.isdir(path):
     return _digest(path).hexdigest()
   total = hashlib.sha256()
   for file in frame_folder.files(path):
@@ -188,8 +192,12 @@ def sha256(path: str | pathlib.Path) -> str:
 
 def _digest(path: pathlib.Path):
   try:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
+      raise VideoError(f'{path}: cannot read: it is no plain file.')
     with open(path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256')
+  except VideoError:
+    raise
   except (OSError, ValueError) as e:
     reason = getattr(e, 'strerror', None) or e
     raise VideoError(f'{path}: cannot read: {reason}.') from e
@@ -197,7 +205,7 @@ def _digest(path: pathlib.Path):
 
 def _frames(path: pathlib.Path) -> Iterator[_Frame]:
   """The frames of any kind of video; at least one."""
-  if path.is_dir():
+  if os.path.isdir(path):
     for file in frame_folder.files(path):
       yield _picture(file, _read_bytes(file))
     return
@@ -383,18 +391,20 @@ def _shape(array: np.ndarray) -> str:
   return f'{array.shape[0]} x {array.shape[1]}'
 
 
-def _sampled(path: pathlib.Path, fps: float | None) -> Iterator[_Frame]:
+def _sampled(
+  path: pathlib.Path, frames: Iterator[_Frame], fps: float | None
+) -> Iterator[_Frame]:
   """All frames; or those shown at each multiple of 1/fps after the first."""
   if fps is None:
-    yield from _frames(path)
+    yield from frames
     return
   if not 0 < fps < float('inf'):
     raise VideoError(f'{path}: fps: expected a number > 0, got {fps}.')
   shown: _Frame | None = None
   start = time = 0.0
-  steps: list[float] = []
+  steps: collections.deque[float] = collections.deque(maxlen=_MAX_STEPS)
   count = 0
-  for number, frame in enumerate(_frames(path), start=1):
+  for number, frame in enumerate(frames, start=1):
     if frame.time is None:
       raise VideoError(
         f'{path}: its frames have no times, so that it cannot be sampled at '
@@ -447,8 +457,39 @@ def stream(
   Raises:
     VideoError: as `decode`, when the frame is reached that is wrong.
   """
-  for frame in _sampled(pathlib.Path(path), fps):
+  path = pathlib.Path(path)
+  for frame in _sampled(path, _frames(path), fps):
     yield tuple(_to_array(frame, size) for size in sizes)
+
+
+def stream_opened(
+  name: str,
+  container: av.container.InputContainer,
+  sizes: Sequence[tuple[int, int] | None],
+  *,
+  fps: float | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """As `stream`, of what is open already and may never end.
+
+  Args:
+    name: of the source, for messages.
+    container: opened by PyAV.
+    sizes: see `stream`.
+    fps: see `decode`.
+
+  Yields:
+    uint8 arrays `[height, width, 3]`, RGB, one a size.
+
+  Raises:
+    VideoError: as `decode`, when the frame is reached that is wrong.
+  """
+  path, count = pathlib.Path(name), 0
+  try:
+    for frame in _sampled(path, _container_frames(path, container), fps):
+      yield tuple(_to_array(frame, size) for size in sizes)
+      count += 1
+  except (av.error.FFmpegError, OSError, ValueError, EOFError) as e:
+    raise _cannot_decode(path, e, count) from e
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,9 @@ only after the new one was read back and found whole.
 """
 
 import json
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -35,7 +37,8 @@ class Checkpoints:
 
   `checkpoints/` holds the latest `keep` states, `best/` the one with the
   highest score on validation; of equal scores the later one. A damaged state
-  is moved to `damaged/`, with a line that says so.
+  is moved to `damaged/`, with a line that says so; so is one that was not
+  finished, when it is opened.
 
   Args:
     workdir: the working directory.
@@ -70,7 +73,8 @@ class Checkpoints:
     self._latest = _Directory(workdir / 'checkpoints', read_only)
     self._best = _Directory(workdir / 'best', read_only)
     if not read_only:
-      self._set_aside_unfinished_best()
+      self._set_aside_unfinished(self._latest)
+      self._set_aside_unfinished(self._best)
 
   def save(self, step: int, state: Any) -> None:
     """Saves the latest state.
@@ -180,20 +184,18 @@ class Checkpoints:
       'state, then takes its place.'
     )
 
-  def _set_aside_unfinished_best(self) -> None:
-    """What a kill left: that evaluation is not in the log, and comes again."""
-    unfinished = [
-      s for s in self._best.steps() if not self._best.is_finished(s)
-    ]
+  def _set_aside_unfinished(self, directory: '_Directory') -> None:
+    """What a kill left of a save: whatever it was made of comes again."""
+    unfinished = [s for s in directory.steps() if not directory.is_finished(s)]
     for step in distributed.from_first(unfinished):
-      path = self._best.path / str(step)
+      path = directory.path / str(step)
       aside = self._set_aside(path)
       if distributed.is_first():
         print(
           f'WARNING: {path}: its save was not finished; set aside as {aside}',
           flush=True,
         )
-    self._best.reload()
+    directory.reload()
 
   def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
     """Process 0 moves a damaged state away; all call it."""
@@ -291,6 +293,8 @@ class _Directory:
       distributed.wait()
       self.restore(step, state, {})
     except Exception as e:  # Orbax and TensorStore raise what they like
+      if distributed.is_first():
+        integrity.drop_manifest(self.path / str(step))
       raise storage.refusal(
         self.path.parent,
         f'{self.path}: the checkpoint of step {step}',
@@ -372,4 +376,7 @@ def _as_number(x: np.ndarray) -> np.ndarray:
 def _first_line(error: Exception) -> str:
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
+  # TensorStore tells the system's reason last, after long paths.
+  if code := re.search(r"os_error_code='(\d+)'", text):
+    line = f'{os.strerror(int(code[1]))}: {line}'
   return line if len(line) <= 200 else f'{line[:200]}...'

@@ -78,7 +78,7 @@ def _videos(config, should_stop) -> Splits:
   for finding in dataset.findings[: clips.MAX_LISTED]:
     print(f'warning: {finding}', file=sys.stderr, flush=True)
   parts = clips.partition(dataset, data.validation_fraction, config.seed)
-  extractor = features.EXTRACTORS[data.features]()
+  extractor = features.create(data.features, data.weights)
   prepared = extract.prepare(
     [clip.path for part in parts for clip in part],
     extractor,

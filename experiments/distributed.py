@@ -185,6 +185,12 @@ def start(where: Place | None, watchdog_s: float = WATCHDOG_S) -> None:
   watchdog = Watchdog(client, where.process_id, where.num_processes, watchdog_s)
   _group = _Group(where, client, watchdog, service)
   watchdog.start()
+  # The first collective waits for the others for 30 s only, on CPU; here all of
+  # them are at the same place.
+  from jax.experimental import multihost_utils
+
+  wait()
+  multihost_utils.sync_global_devices('hman_jax')
 
 
 def count() -> int:
@@ -202,10 +208,10 @@ def is_first() -> bool:
   return index() == 0
 
 
-def beat(where: str = '') -> None:
-  """Tells the watchdog that this process got on, and what it does now."""
+def beat(where: str = '', alone: bool = False) -> None:
+  """Tells the watchdog that this process got on; see `Watchdog.beat`."""
   if _group is not None:
-    _group.watchdog.beat(where)
+    _group.watchdog.beat(where, alone)
 
 
 def exchange(value: Any) -> list[Any]:
@@ -261,10 +267,9 @@ def after_first(do: Callable[[], Any], should_stop: Callable[[], bool]) -> Any:
     result = do()
     _group.client.key_value_set(key, 'yes')
     return result
-  beat('waiting for process 0 to prepare the data')
 
   def waiting():
-    beat()
+    beat('waiting for process 0 to prepare the data', alone=True)
     if should_stop():
       raise StoppedError('stopped while process 0 prepared the data.')
 

@@ -137,7 +137,7 @@ def evaluate(
     changes['eval.num_samples'] = max(num_samples, 1)
   directory = pathlib.Path(workdir)
   if num_samples:
-    _check_draws(trained.read_config(directory))
+    trained.check_draws(trained.read_config(directory))
   run = trained.read(directory, checkpoint=checkpoint, changes=changes)
   runtime.enable_compilation_cache()
   source = getattr(run.open_data(), split)
@@ -161,18 +161,6 @@ def evaluate(
   report = score(predictions)
   report['metrics'] = evaluator.summarise(source, draws)
   return predictions, report
-
-
-def _check_draws(config) -> None:
-  model = config.model
-  if model.cell != 'hm_lstm' or model.boundary != 'gumbel':
-    what = f'config.model.boundary={model.boundary!r}'
-    if model.cell != 'hm_lstm':
-      what = f'config.model.cell={model.cell!r}'
-    raise HmanError(
-      f'--num_samples: {model.name} draws no boundaries ({what}): its '
-      'evaluation is always the same.'
-    )
 
 
 def score(predictions: Predictions) -> dict:

@@ -17,8 +17,39 @@ CHANCE_SEED = 0  # of the shifts that give the chance level of boundaries
 DEAD_BELOW, DEAD_ABOVE = 0.01, 0.99
 
 
+@functools.partial(
+  jax.jit, static_argnames=('model', 'mesh', 'sample', 'weights')
+)
+def _apply(model, mesh, params, batch, key, sample, weights):
+  """What is looked at of the blocks of a batch, by name."""
+  keys = _clip_keys(key, batch['clip'], batch['start'])
+  out = model.apply(
+    params,
+    pipeline.features_of(batch),
+    batch['mask'],
+    key=keys if sample else None,
+    deterministic=True,
+    sample_boundaries=sample,
+    boundary_slope=5.0,
+  )
+  shown = {k: v for k, v in batch.items() if k != 'features'}
+  shown['logits'] = out.logits
+  if out.attention is not None:
+    shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
+    shown['entropy'] = out.attention.entropy
+    shown['temperature'] = out.attention.temperature
+    if weights:
+      shown['weights'] = out.attention.weights
+  if out.cell is not None and out.cell.z is not None:
+    shown['z'] = out.cell.z
+    shown['operation'] = out.cell.operation
+  if mesh is not None:  # every process sees the rows of all
+    shown = jax.lax.with_sharding_constraint(shown, sharding.everywhere(mesh))
+  return shown
+
+
 class Evaluator:
-  """Scores parameters on a clip source; compiled once.
+  """Scores parameters on a clip source; compiled once for a model.
 
   Args:
     config: a resolved config.
@@ -34,41 +65,11 @@ class Evaluator:
     mesh: jax.sharding.Mesh | None = None,
   ):
     self._config = config
+    self._model = model
     self._mesh = mesh
     self._has_boundaries = config.model.cell == 'hm_lstm'
     self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
     self._key = jax.random.key(config.seed)
-
-    @functools.partial(
-      jax.jit,
-      static_argnames=('sample', 'weights'),
-      out_shardings=None if mesh is None else sharding.everywhere(mesh),
-    )
-    def apply(params, batch, key, sample, weights):
-      keys = _clip_keys(key, batch['clip'], batch['start'])
-      out = model.apply(
-        params,
-        batch['features'],
-        batch['mask'],
-        key=keys if sample else None,
-        deterministic=True,
-        sample_boundaries=sample,
-        boundary_slope=5.0,
-      )
-      shown = {k: v for k, v in batch.items() if k != 'features'}
-      shown['logits'] = out.logits
-      if out.attention is not None:
-        shown['pick'] = jnp.argmax(out.attention.weights, axis=-1)
-        shown['entropy'] = out.attention.entropy
-        shown['temperature'] = out.attention.temperature
-        if weights:
-          shown['weights'] = out.attention.weights
-      if out.cell is not None and out.cell.z is not None:
-        shown['z'] = out.cell.z
-        shown['operation'] = out.cell.operation
-      return shown
-
-    self._apply = apply
 
   @property
   def _samples(self) -> bool:
@@ -163,7 +164,9 @@ class Evaluator:
       check()
       if self._mesh is not None:
         batch = sharding.put_rows(batch, self._mesh)
-      shown = jax.device_get(self._apply(params, batch, key, sample, weights))
+      shown = jax.device_get(
+        _apply(self._model, self._mesh, params, batch, key, sample, weights)
+      )
       real = shown['weight'] > 0
       parts.append({k: v[real] for k, v in shown.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -4,11 +4,13 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from experiments.clips import ClipView
+from experiments.convergence import ConvergencePanel
 from experiments.curves import Chart
 from hman_jax.cells import OPERATION_NAMES
 
@@ -143,6 +145,112 @@ def save_clip(
       fontsize=9,
       parse_math=False,
     )
+
+
+def save_diagnosis(found: dict[str, Any], stem: pathlib.Path) -> None:
+  """Gradient variance by estimator, temperature, and where the network looks.
+
+  Args:
+    found: from `diagnose.diagnose`.
+    stem: path of the files without .png and .pdf.
+  """
+  look = found['attention']
+  with _figure(stem, (11, 5.6)) as figure:
+    for place, (when, of) in enumerate(found['gradients'].items(), start=1):
+      axes = figure.add_subplot(2, 3, place)
+      _draw_variances(axes, of)
+      axes.set_title(f'gradient variance, {when} parameters')
+    axes = figure.add_subplot(2, 3, 3)
+    side = math.isqrt(len(look['map']))
+    image = axes.imshow(np.reshape(look['map'], (side, side)), cmap='Oranges')
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.set(title='mean attention', xticks=[], yticks=[])
+    axes = figure.add_subplot(2, 3, 4)
+    trace = found['temperature']
+    axes.plot(trace['step'], trace['value'], color=LINES[0], linewidth=1.2)
+    axes.set(title='temperature in training', xlabel='step', ylim=(0, 1.05))
+    axes = figure.add_subplot(2, 3, 5)
+    mean, std = (np.array(look['temperature'][k]) for k in ('mean', 'std'))
+    frames = np.arange(len(mean))
+    axes.plot(frames, mean, color=LINES[0], linewidth=1.2)
+    axes.fill_between(
+      frames, mean - std, mean + std, color=LINES[0], alpha=0.25, linewidth=0
+    )
+    axes.set(title='temperature on test clips', xlabel='step', ylim=(0, 1.05))
+    axes = figure.add_subplot(2, 3, 6)
+    bars = {
+      'entropy\n/ uniform': look['entropy'] / look['entropy_uniform'],
+      'top-1': look['top1'],
+      'top-1,\ncentre': look['top1_centre'],
+    }
+    if 'hit_rate' in look:
+      bars |= {
+        'hit rate': look['hit_rate'],
+        'hit rate,\ncentre': look['hit_rate_centre'],
+      }
+    drawn = axes.bar(list(bars), list(bars.values()), color=LINES[0])
+    axes.bar_label(drawn, fmt='%.2f', fontsize=7)
+    axes.tick_params('x', labelsize=6)
+    axes.set(title='attention on test clips', ylim=(0, 1.12))
+    figure.tight_layout()
+
+
+def _draw_variances(axes, of: dict[str, Any]) -> None:
+  """Bars by part of the model, one an estimator; zeros have none."""
+  parts = [p for p in of['gumbel'] if p != 'temperature']
+  width = 0.8 / len(of)
+  for number, (name, described) in enumerate(of.items()):
+    heights = np.array([described[p]['variance'] for p in parts])
+    where = np.arange(len(parts)) + (number - (len(of) - 1) / 2) * width
+    label = name.replace('_', ' ') + ('' if heights.any() else ' (0)')
+    axes.bar(
+      where, np.where(heights > 0, heights, np.nan), width,
+      color=LINES[number], label=label,
+    )  # fmt: skip
+  axes.set_yscale('log')
+  axes.set_xticks(range(len(parts)), parts)
+  axes.legend(
+    frameon=False,
+    fontsize=6,
+    loc='upper center',
+    bbox_to_anchor=(0.5, -0.1),
+    ncols=3,
+  )
+
+
+def save_convergence(
+  panels: Sequence[ConvergencePanel], stem: pathlib.Path
+) -> None:
+  """Training curves of two models, mean and spread over runs (fig. 5-7).
+
+  Args:
+    panels: one a measure.
+    stem: path of the files without .png and .pdf.
+  """
+  with _figure(stem, (3.6 * len(panels), 2.9)) as figure:
+    for place, panel in enumerate(panels, start=1):
+      axes = figure.add_subplot(1, len(panels), place)
+      for number, curve in enumerate(panel.curves):
+        scale = 100 if panel.unit == '%' else 1
+        steps, mean = np.array(curve.steps), scale * np.array(curve.mean)
+        spread = scale * np.array(curve.std)
+        label = f'{curve.label} (n={curve.num_runs})'
+        axes.plot(
+          steps, mean, color=LINES[number], linewidth=1.2, label=label
+        )  # fmt: skip
+        axes.fill_between(
+          steps, mean - spread, mean + spread,
+          color=LINES[number], alpha=0.2, linewidth=0,
+        )  # fmt: skip
+      axes.set_title(panel.title + (f' ({panel.unit})' if panel.unit else ''))
+      axes.set_xlabel('step')
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.tight_layout()
+    legend = figure.legend(
+      handles, labels, loc='upper center', bbox_to_anchor=(0.5, 0.02),
+      ncols=2, frameon=False, fontsize=7,
+    )  # fmt: skip
+    _literal(*legend.get_texts())
 
 
 def _literal(*texts) -> None:

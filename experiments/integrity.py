@@ -6,6 +6,7 @@ every file is written after all of them. Orbax restores flipped bits without a
 word; here they are found.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -145,6 +146,12 @@ def write_manifest(directory: pathlib.Path) -> None:
     storage.sync(path)
   text = json.dumps({**manifest, _SEAL: _seal(manifest)})
   storage.write_whole(directory / _MANIFEST, text)
+
+
+def drop_manifest(directory: pathlib.Path) -> None:
+  """Marks a checkpoint as not finished, as far as the disk lets it."""
+  with contextlib.suppress(OSError):
+    (directory / _MANIFEST).unlink(missing_ok=True)
 
 
 def is_finished(directory: pathlib.Path) -> bool:

@@ -2,15 +2,12 @@
 
 import contextlib
 import pathlib
-import sys
 
-import ml_collections
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from experiments import config as config_lib
-from experiments import distributed, storage
-from experiments.errors import HmanError, StoppedRun, StorageError
+from experiments import distributed, launch
+from experiments.errors import HmanError, StoppedRun
 from experiments.stopping import Stop
 
 _WORKDIR = flags.DEFINE_string(
@@ -29,60 +26,28 @@ _REFUSE_DAMAGED = flags.DEFINE_bool(
   False,
   'Stop at a damaged checkpoint, where the one before it would be used.',
 )
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator_address',
-  None,
-  'Several processes: HOST:PORT of process 0, the same for all. Or '
-  'JAX_COORDINATOR_ADDRESS.',
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many there are. Or JAX_NUM_PROCESSES.'
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which this is, from 0. Or JAX_PROCESS_ID.'
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed',
-  False,
-  'Several processes, as SLURM, Kubernetes, Open MPI or Cloud TPU tell.',
-)
-_WATCHDOG = flags.DEFINE_float(
-  'watchdog_s',
-  distributed.WATCHDOG_S,
-  'Several processes: seconds without getting on after which all end.',
-  lower_bound=1.0,
-)
-_DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks of user errors.')
 
 
 def main(argv: list[str]) -> None:
   """Reads the config, prepares data, trains, evaluates, prints the table."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every detail
   if len(argv) > 1:
     raise HmanError(
       f'{argv[1]!r}: no positional arguments; write flags as --name=value.'
     )
   if not flags.FLAGS['config'].present:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
-  config = config_lib.resolve(_config())
+  config = config_lib.resolve(launch.config())
   allowed = config_lib.changeable(_ALLOWED.value)
 
-  place = distributed.place(
-    _COORDINATOR.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
-    _DISTRIBUTED.value,
-  )
-
-  # Imported late: a mistake in a flag is told before JAX starts.
-  distributed.start(place, _WATCHDOG.value)
+  launch.join_processes()
   stop = Stop()
   stop.install()
+  # Imported late: a mistake in a flag is told before JAX starts.
   from experiments import workdir
 
   if distributed.count() > 1:
     _check_same_program(config, allowed)
-  default = _WORKDIR.value or str(workdir.default(_recipe()))
+  default = _WORKDIR.value or str(workdir.default(launch.recipe()))
   directory = pathlib.Path(distributed.from_first(default)).expanduser()
   first = distributed.is_first()
   if first:
@@ -128,7 +93,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   mesh = sharding.make_mesh(config.train)
 
   def stopping() -> bool:
-    distributed.beat('preparing the data')
+    distributed.beat('preparing the data', alone=True)
     return stop.requested()
 
   try:
@@ -170,68 +135,9 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
     print(f'\n{text}\n\nmetrics: {path}')
 
 
-def _config():
-  """What the config file returned; a file that fails is the user's."""
-  try:
-    config = flags.FLAGS.config
-  except Exception as e:
-    raise HmanError(f'--config: {e}') from e
-  if not isinstance(config, ml_collections.ConfigDict):
-    kind = type(config).__name__
-    raise HmanError(f'--config: get_config() returned {kind}, no ConfigDict.')
-  return config
-
-
-def _recipe() -> str:
-  return config_flags.get_config_filename(flags.FLAGS['config'])
-
-
-def _parse(argv: list[str]) -> list[str]:
-  """The parser of absl, with our message for a wrong field or value."""
-  try:
-    return flags.FLAGS(argv)
-  except SystemExit as e:
-    if any(a.lstrip('-').startswith('help') for a in argv):
-      raise
-    raise HmanError(f'--config: the file left by exit({e.code}).') from e
-  except Exception as e:  # a config is code: whatever it raises is its file's
-    raise HmanError(f'command line: {e}') from e
-
-
 def run() -> None:
   """Entry point: a user's mistake ends in one message, and no traceback."""
-  from data.errors import DataError
-
-  try:
-    config_lib.check_flags(sys.argv[1:])
-    config_flags.DEFINE_config_file(  # reads sys.argv
-      'config', None, 'Recipe, a file in configs/.', lock_config=True
-    )
-    app.run(main, flags_parser=_parse)
-  except (HmanError, DataError) as e:
-    # Flags are not parsed if a flag is the mistake.
-    if '--debug' in sys.argv[1:] or (_DEBUG.present and _DEBUG.value):
-      raise
-    word = 'stopped' if isinstance(e, StoppedRun) else 'error'
-    if distributed.count() > 1:
-      word += f': process {distributed.index()}'
-    print(f'{word}: {e}', file=sys.stderr)
-    code = getattr(e, 'exit_code', 2)
-    distributed.leave(code, str(e))
-    sys.exit(code)
-  except OSError as e:
-    # As where the screen is a file on the disk that is full.
-    if e.errno not in storage.ERRORS or '--debug' in sys.argv[1:]:
-      raise
-    with contextlib.suppress(OSError):
-      print(f'error: {e}', file=sys.stderr)
-    sys.stdout = None  # holds what cannot be written
-    distributed.leave(StorageError.exit_code, str(e))
-    sys.exit(StorageError.exit_code)
-  except Exception as e:
-    if distributed.count() == 1:
-      raise
-    distributed.lost(e)
+  launch.run(main)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.errors import HmanError
-from experiments.recognise import FrameOutput
+from hman_jax import FrameOutput
 
 CODEC = 'libx264'
 MIN_WIDTH, MAX_WIDTH = 320, 1280

@@ -1,14 +1,17 @@
 """Recognises the actions in any videos with a trained run.
 
 python -m experiments.predict --workdir=W VIDEO... [--topk=5] [--json]
-    [--out=DIR]
+    [--out=DIR] [--num_samples=N]
+python -m experiments.predict --workdir=W --stream=-|/dev/video0
 
 A VIDEO is a file or a folder of frames (img_00001.jpg, ...). Below --out, each
 video gets a folder with prediction.json (sorted labels and scores),
 frames.jsonl (scores, attention and boundaries of every frame), segments.json
 (what the layers cut it into, like ActivityNet) and overlay.mp4. Videos are
-streamed: memory does not grow with their length. In Python:
-experiments.recognise.VideoRecogniser.
+streamed: memory does not grow with their length. With --stream, frames are read
+from standard input, a named pipe or a camera as they come, and one line of JSON
+is printed for each, at once. In Python: experiments.recognise.VideoRecogniser,
+and, from features, hman_jax.FeatureRecogniser.
 """
 
 import collections
@@ -22,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 from absl import flags
 
-from data import videos
+from data import live, videos
 from data.errors import VideoError
 from experiments import program
 from experiments.errors import HmanError
@@ -48,6 +51,24 @@ _STATE = flags.DEFINE_enum(
   'average, as experiments.evaluate does.',
   flag_values=FLAGS,
 )
+_STREAM = flags.DEFINE_string(
+  'stream',
+  None,
+  'Recognise frames as they come: "-" is standard input (motion JPEG, '
+  'yuv4mpegpipe, Matroska or MPEG-TS), else the path of a pipe or a camera.',
+  flag_values=FLAGS,
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+  'num_samples',
+  None,
+  'Draws of the boundaries to average over; 0: deterministic. Default: as the '
+  'config of the run says.',
+  lower_bound=0,
+  flag_values=FLAGS,
+)
+_SEED = flags.DEFINE_integer(
+  'seed', None, 'Of the draws. Default: that of the run.', flag_values=FLAGS
+)
 program.define_checkpoint(FLAGS)
 _FPS = flags.DEFINE_float(
   'fps',
@@ -63,7 +84,10 @@ _DIGITS = 6  # of scores in frames.jsonl
 def main(positional: list[str]) -> int:
   """Recognises the videos; a bad one does not stop the others."""
   workdir = program.required(FLAGS, 'workdir')
-  if not positional:
+  is_live = FLAGS.stream is not None
+  if is_live:
+    _check_live(positional)
+  elif not positional:
     raise HmanError('VIDEO: missing; name one or more videos.')
   out = pathlib.Path(FLAGS.out) if FLAGS.out else None
   folders = _folders(out, positional)
@@ -72,11 +96,18 @@ def main(positional: list[str]) -> int:
   from experiments.recognise import VideoRecogniser
 
   runtime.enable_compilation_cache()
+  options: dict[str, Any] = {'at_once': 1} if is_live else {}
   recogniser = VideoRecogniser.load(
     workdir,
     checkpoint=FLAGS.checkpoint,
     carry_state=FLAGS.state == 'carried',
+    num_samples=FLAGS.num_samples,
+    seed=FLAGS.seed,
+    **options,
   )
+  if is_live:
+    watch(recogniser, FLAGS.stream, FLAGS.topk, FLAGS.fps)
+    return 0
   results, code = [], 0
   for video, folder in zip(positional, folders):
     try:
@@ -91,6 +122,70 @@ def main(positional: list[str]) -> int:
   if FLAGS.json:
     print(json.dumps(results, indent=2))
   return code
+
+
+def _check_live(positional: list[str]) -> None:
+  if positional:
+    raise HmanError(
+      f'--stream: one source and no videos beside it, got {positional[0]!r}.'
+    )
+  if FLAGS.out:
+    raise HmanError(
+      '--out: not with --stream, which has no end: its lines tell all; send '
+      'them to a file.'
+    )
+
+
+def watch(recogniser, source: str, top_k: int = 5, fps: float = 25.0) -> None:
+  """Recognises a live source; prints a line of JSON for each frame.
+
+  A line is what `frame_record` tells, the likeliest label so far with its
+  `score`, and the `segments` that ended with it. The last line has the
+  `num_frames` and the `predictions` of all, and the segments that the end
+  ended. SIGINT and SIGTERM end it with the next frame.
+
+  Args:
+    recogniser: a `VideoRecogniser`.
+    source: see `live.stream`.
+    top_k: labels of the last line.
+    fps: frames a second, for times, if the run does not sample at its own.
+
+  Raises:
+    VideoError: if the source cannot be read; what came before it is printed.
+  """
+  from experiments.recognise import Segments
+  from experiments.stopping import Stop
+
+  stop = Stop()
+  stop.install()
+  fps = recogniser.fps or fps
+  segments = Segments(recogniser, fps)
+  count, output = 0, None
+
+  def frames() -> Iterator[np.ndarray]:
+    nonlocal count
+    size = recogniser.extractor.image_size
+    for (frame,) in live.stream(source, [size], fps=recogniser.fps):
+      count += 1
+      yield frame
+      if stop.requested():
+        return
+
+  show = lambda tree: print(json.dumps(tree), flush=True)
+  for output in recogniser.stream(frames()):
+    segments.add(output)
+    record = frame_record(recogniser, output, fps)
+    score = round(float(output.running.max()), _DIGITS)
+    show({**record, 'score': score, 'segments': segments.take()})
+  if output is None:
+    raise VideoError(f'{source}: no frames in it.')
+  show(
+    {
+      'num_frames': count,
+      'predictions': recogniser.ranked(output.running, top_k),
+      'segments': segments.finish(count),
+    }
+  )
 
 
 def _folders(
@@ -231,6 +326,7 @@ class _Files:
       'model': run.config.model.name,
       'step': run.step,
       'state': 'carried' if self._recogniser.carry_state else 'blocks',
+      'num_samples': self._recogniser.num_samples,
     }
     self._write('prediction.json', {**result, 'about': about})
     name = pathlib.Path(result['video']).name

@@ -7,16 +7,16 @@
 
 Videos are streamed: a few frames at a time are decoded, turned into features
 and run through the model, whose state is carried on; memory does not grow with
-the length of a video.
+the length of a video. `hman_jax.FeatureRecogniser` does the same from features,
+without files.
 """
 
 import collections
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from data import features as features_lib
@@ -25,33 +25,11 @@ from data.features import Extractor
 from experiments import train, trained
 from experiments.errors import HmanError, WorkdirError
 from experiments.trained import TrainedRun
-from hman_jax import metrics, streaming
-from hman_jax.models import RecogniserOutput
+from hman_jax import FeatureRecogniser, FrameOutput
 
-_PIECE = 16  # frames a call of the extractor
+_AT_ONCE = 16  # frames a call of the extractor
 
 Video = str | pathlib.Path | np.ndarray
-
-
-class FrameOutput(NamedTuple):
-  """What the model makes of one frame.
-
-  Attributes:
-    index: of the frame in the video, from 0.
-    probabilities: float64 `[C]`, of this frame by itself.
-    running: float64 `[C]`, averaged from the start of the video to here.
-    weights: float32 `[N]`, of the locations; None without attention.
-    z: bool `[L]`, whether a segment of a layer ends with this frame; None
-      without boundaries.
-    operation: int32 `[L]`: 0 COPY, 1 UPDATE, 2 FLUSH; None without boundaries.
-  """
-
-  index: int
-  probabilities: np.ndarray
-  running: np.ndarray
-  weights: np.ndarray | None
-  z: np.ndarray | None
-  operation: np.ndarray | None
 
 
 class VideoRecogniser:
@@ -61,8 +39,11 @@ class VideoRecogniser:
   frames. Without, it is cut into the T-frame blocks of the test protocol, the
   state begins anew in each, and the score is the mean over blocks, as in
   `experiments.evaluate`. For videos of up to T frames both are the same.
-  Evaluation is deterministic. A model whose first state is made of the mean
-  features ('mean_features') makes it of the first T frames.
+  A model whose first state is made of the mean features ('mean_features') makes
+  it of the first T frames.
+
+  With `num_samples` the boundaries are drawn that many times and probabilities
+  averaged; attention and boundaries shown are those of the first draw.
 
   Attributes:
     run: the trained run.
@@ -73,10 +54,15 @@ class VideoRecogniser:
     run: from `trained.read`.
     extractor: of the run's features; None: made by its name.
     carry_state: see above.
+    num_samples: draws of the boundaries; 0: deterministic; None: as the config
+      of the run says.
+    seed: of the draws; None: that of the run.
+    at_once: frames of a call of the model, T at most; 1 has the least delay.
 
   Raises:
     WorkdirError: if the run's features are not those of the extractor, or were
       not made of videos.
+    HmanError: if draws are asked for of a model that has none.
   """
 
   def __init__(
@@ -85,25 +71,36 @@ class VideoRecogniser:
     extractor: Extractor | None = None,
     *,
     carry_state: bool = True,
+    num_samples: int | None = None,
+    seed: int | None = None,
+    at_once: int = _AT_ONCE,
   ):
-    if run.config.data.name == 'composite_actions':
+    config = run.config
+    if config.data.name == 'composite_actions':
       raise WorkdirError(
-        f'{run.workdir}: a run on generated clips ({run.config.data.name}): '
+        f'{run.workdir}: a run on generated clips ({config.data.name}): '
         'its model has never seen the features of a video. Give the workdir of '
         'a run on videos.'
       )
     if extractor is None:
-      extractor = features_lib.EXTRACTORS[run.config.data.features]()
+      extractor = features_lib.create(config.data.features, config.data.weights)
     run.check_preprocessing(extractor.identity)
     self.run = run
     self.extractor = extractor
     self.carry_state = carry_state
+    self.num_samples = trained.num_draws(config, num_samples)
     # A first state made of the mean features needs the whole block at once.
-    block = run.config.data.num_frames
-    whole = run.config.model.initial_state == 'mean_features'
-    self._piece = block if whole else min(_PIECE, block)
-    self._next_frame = streaming.compiled_step(
-      run.model, deterministic=True, boundary_slope=train.MAX_SLOPE
+    block = config.data.num_frames
+    whole = config.model.initial_state == 'mean_features'
+    self._recogniser = FeatureRecogniser(
+      run.model,
+      run.params,
+      run.class_names,
+      block=None if carry_state else block,
+      at_once=block if whole else min(at_once, block),
+      num_samples=self.num_samples,
+      seed=config.seed if seed is None else seed,
+      boundary_slope=train.MAX_SLOPE,
     )
 
   @classmethod
@@ -112,15 +109,15 @@ class VideoRecogniser:
     workdir: str | pathlib.Path,
     *,
     checkpoint: str = 'best',
-    carry_state: bool = True,
+    **options: Any,
   ) -> 'VideoRecogniser':
-    """Reads a run back from its working directory; see the class.
+    """Reads a run back from its working directory; options as of the class.
 
     Raises:
       WorkdirError: see `trained.read` and the class.
     """
     run = trained.read(workdir, checkpoint=checkpoint)
-    return cls(run, carry_state=carry_state)
+    return cls(run, **options)
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -173,13 +170,10 @@ class VideoRecogniser:
 
   def ranked(self, probabilities: np.ndarray, top_k: int = 5) -> list[dict]:
     """Probabilities `[C]` as `[{'label', 'score'}]`, highest first."""
-    if top_k < 1:
-      raise HmanError(f'top_k: expected at least 1, got {top_k}.')
-    order = np.argsort(-probabilities, kind='stable')[:top_k]
-    return [
-      {'label': self.class_names[c], 'score': float(probabilities[c])}
-      for c in order
-    ]
+    try:
+      return self._recogniser.ranked(probabilities, top_k)
+    except ValueError as e:
+      raise HmanError(str(e)) from e
 
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[FrameOutput]:
     """Runs the model over frames as they come.
@@ -192,8 +186,9 @@ class VideoRecogniser:
       `FrameOutput` of every `frame_stride`-th frame.
     """
     kept = itertools.islice(frames, 0, None, self.frame_stride)
-    pieces = (self.extractor.extract(np.stack(p)) for p in self._pieces(kept))
-    return self._stream_features(pieces)
+    pieces = self._recogniser.pieces(kept)
+    features = (self.extractor.extract(np.stack(p)) for p in pieces)
+    return map(self._strided, self._recogniser.stream_pieces(features))
 
   def stream_features(
     self, features: Iterable[np.ndarray]
@@ -206,74 +201,10 @@ class VideoRecogniser:
     Yields:
       `FrameOutput` of each.
     """
-    pieces = (np.stack(p) for p in self._pieces(features))
-    return self._stream_features(pieces)
+    return map(self._strided, self._recogniser.stream(features))
 
-  def _pieces(self, items: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Lists of items for one call of the extractor, never across two blocks."""
-    items, done = iter(items), 0
-    block = self.run.config.data.num_frames
-    while piece := list(
-      itertools.islice(items, min(self._piece, block - done))
-    ):
-      yield piece
-      done = (done + len(piece)) % block
-
-  def _stream_features(self, pieces: Iterable[np.ndarray]):
-    block = self.run.config.data.num_frames
-    stream, done, average = None, 0, _Average(len(self.class_names))
-    for piece in pieces:
-      if stream is None or (not self.carry_state and done % block == 0):
-        stream = streaming.start(self.run.model, self.run.params, piece[None])
-        average.begin()
-      for features in piece:
-        stream, output = self._next_frame(
-          self.run.params, stream, features[None]
-        )
-        shown = self._shown(output, done * self.frame_stride)
-        average.add(shown.probabilities)
-        yield shown._replace(running=average.value())
-        done += 1
-
-  def _shown(self, output: RecogniserOutput, index: int) -> FrameOutput:
-    """What is shown of a frame, but the running average."""
-    logits, attention, cell, _ = jax.device_get(output)
-    has_boundaries = cell is not None and cell.z is not None
-    (probabilities,) = metrics.block_probabilities(
-      logits[:, None], np.ones((1, 1), bool)
-    )
-    return FrameOutput(
-      index=index,
-      probabilities=probabilities,
-      running=probabilities,
-      weights=None if attention is None else attention.weights[0],
-      z=cell.z[0] > 0.5 if has_boundaries else None,
-      operation=cell.operation[0] if has_boundaries else None,
-    )
-
-
-class _Average:
-  """The mean over blocks of the mean over a block's frames, as they come."""
-
-  def __init__(self, num_classes: int):
-    self._done = np.zeros(num_classes)  # sum of the means of finished blocks
-    self._num_done = 0
-    self._sum = np.zeros(num_classes)  # of the block that is going on
-    self._count = 0
-
-  def begin(self) -> None:
-    """A new block begins."""
-    if self._count:
-      self._done = self._done + self._sum / self._count
-      self._num_done += 1
-    self._sum, self._count = np.zeros_like(self._sum), 0
-
-  def add(self, probabilities: np.ndarray) -> None:
-    self._sum = self._sum + probabilities
-    self._count += 1
-
-  def value(self) -> np.ndarray:
-    return (self._done + self._sum / self._count) / (self._num_done + 1)
+  def _strided(self, output: FrameOutput) -> FrameOutput:
+    return output._replace(index=output.index * self.frame_stride)
 
 
 class Segments:
@@ -304,6 +235,11 @@ class Segments:
       if output.z is not None and output.z[layer]:
         self._close(layer, output.index + self._recogniser.frame_stride)
 
+  def take(self) -> list[dict[str, Any]]:
+    """The segments that ended since the last call, which are kept no longer."""
+    done, self._done = self._done, []
+    return done
+
   def finish(self, num_frames: int) -> list[dict[str, Any]]:
     """Ends the video.
 
@@ -311,9 +247,9 @@ class Segments:
       num_frames: of the whole video.
 
     Returns:
-      Segments in order of layer and time: `label` and `score` (the likeliest
-      class on average over it), `segment` ([start, end] in seconds), `support`
-      ([first, last] frame, from 1), `layer` (from 1).
+      Segments that were not taken, in order of layer and time: `label` and
+      `score` (the likeliest class on average over it), `segment` ([start, end]
+      in seconds), `support` ([first, last] frame, from 1), `layer` (from 1).
     """
     for layer, count in enumerate(self._counts):
       if count:

@@ -5,7 +5,9 @@ python -m experiments.reproduce --table=quickstart [--seeds=3] [--only=hm_soft]
 
 Runs what is missing, one working directory a cell, each in a process of its
 own; a second call continues where a stop came, and runs nothing that is done.
-Then prints the table, and writes table.md, table.csv, table.tex and cells.csv.
+Then prints the table, and writes table.md, table.csv, table.tex and cells.csv;
+and, where the table has both, the training curves of REINFORCE and of the
+adaptive Gumbel-softmax (the paper's fig. 5-7), convergence.png and .pdf.
 Numbers are mean and sample standard deviation over n runs.
 """
 
@@ -22,7 +24,13 @@ from experiments.reproduce_cells import (
   run_cells,
 )
 from experiments.reproduce_specs import SPECS
-from experiments.reproduce_tables import cells_csv, make_tables, write
+from experiments.reproduce_tables import (
+  cells_csv,
+  convergence_runs,
+  make_tables,
+  write,
+  write_convergence,
+)
 
 FLAGS = program.new_flags()
 _TABLE = flags.DEFINE_enum(
@@ -65,8 +73,12 @@ def main(positional: list[str]) -> int:
   done = [c for c in cells if c.name not in failed]
   made = make_tables(spec, variants, done, failed)
   write(out, made, cells_csv(done))
+  curves = convergence_runs(spec, done)
+  write_convergence(out, curves)
   print('\n' + '\n'.join(map(tables.markdown, made)))
   print(f'wrote {out}/table.md, table.csv, table.tex, cells.csv')
+  for name in curves:
+    print(f'wrote {out}/{name}.png, {name}.pdf')
   return 1 if failed else 0
 
 

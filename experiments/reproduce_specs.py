@@ -19,6 +19,8 @@ PRESET_LABELS = {
   'hm_gumbel': 'HM-AN, Gumbel-softmax, constant temperature',
   'hm_gumbel_adaptive': 'HM-AN, Gumbel-softmax, adaptive temperature',
 }
+# Whose training curves are drawn, where a table has both (fig. 5-7).
+CONVERGENCE_PRESETS = ('hm_reinforce', 'hm_gumbel_adaptive')
 HM_PRESETS = tuple(name for name in PRESET_LABELS if name.startswith('hm_'))
 
 
@@ -69,6 +71,16 @@ class Spec:
   related: tuple[Related, ...] = ()
   per_class: bool = False
   notes: tuple[str, ...] = ()
+
+  def convergence_pairs(self) -> dict[str, list[Variant]]:
+    """Rows whose training curves are drawn together, by the figure's name."""
+    by_name = {v.name: v for v in self.variants}
+    pairs = {}
+    for suffix in ('', '_location'):
+      names = [f'{preset}{suffix}' for preset in CONVERGENCE_PRESETS]
+      if all(name in by_name for name in names):
+        pairs[f'convergence{suffix}'] = [by_name[name] for name in names]
+    return pairs
 
 
 def _presets() -> tuple[Variant, ...]:

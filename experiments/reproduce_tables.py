@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import published, tables
+from experiments import convergence, published, tables
 from experiments.errors import HmanError
 from experiments.reproduce_cells import (
   PER_CLASS_FILE,
@@ -60,6 +60,7 @@ def make_tables(
     rows.append((f'{related.label} (published)', (related.value, *empty)))
   heads = ['model', *(['published %'] if has_published else [])]
   notes = [*spec.notes, *_notes(spec, cells, failed)]
+  notes += convergence_notes(convergence_runs(spec, cells))
   made = [
     Table(
       spec.title,
@@ -195,6 +196,85 @@ def _per_class_table(
     [(name, tuple(s.get(name) for s in series)) for name in names],
     (published.OLYMPIC_NOTE,),
   )
+
+
+def convergence_runs(
+  spec: Spec, cells: Sequence[Cell]
+) -> dict[str, dict[str, list[pathlib.Path]]]:
+  """Runs whose training curves belong together, where both rows have some.
+
+  Args:
+    spec: the table.
+    cells: finished ones; of each pair of rows, the splits and seeds that both
+      have are taken.
+
+  Returns:
+    By the name of the figure: working directories by label.
+  """
+  found = {}
+  for name, pair in spec.convergence_pairs().items():
+    runs = [
+      {(c.split, c.seed): c.workdir for c in cells if c.variant == v.name}
+      for v in pair
+    ]
+    both = sorted(runs[0].keys() & runs[1].keys())
+    if both:
+      found[name] = {v.label: [r[k] for k in both] for v, r in zip(pair, runs)}
+  return found
+
+
+def convergence_notes(
+  runs: Mapping[str, Mapping[str, Sequence[pathlib.Path]]],
+) -> list[str]:
+  """How many steps the models of each figure need, a line a figure.
+
+  Args:
+    runs: from `convergence_runs`.
+
+  Raises:
+    WorkdirError: if a run's record is missing or damaged.
+  """
+  notes = []
+  for name, of in runs.items():
+    mark, reached = convergence.steps_to_share(of)
+    parts = [
+      f'{label}: {_steps(reached[label])} ({len(reached[label])} of '
+      f'{len(paths)} runs)'
+      for label, paths in of.items()
+    ]
+    notes.append(
+      f'Steps to a validation accuracy of {100 * mark:.1f} % '
+      f'({100 * convergence.SHARE:.0f} % of the lower final one), {name}.png: '
+      f'{"; ".join(parts)}.'
+    )
+  return notes
+
+
+def _steps(values: Sequence[float]) -> str:
+  found = measure(values)
+  if found is None:
+    return 'never'
+  spread = f' ± {found.std:.0f}' if found.n > 1 else ''
+  return f'{found.mean:.0f}{spread}'
+
+
+def write_convergence(
+  out: pathlib.Path,
+  runs: Mapping[str, Mapping[str, Sequence[pathlib.Path]]],
+) -> None:
+  """Writes the training curves of each figure, as .png and .pdf.
+
+  Raises:
+    HmanError: if the folder cannot be written, or a record is damaged.
+  """
+  from experiments import figures  # imports matplotlib
+
+  for name, of in runs.items():
+    try:
+      out.mkdir(parents=True, exist_ok=True)
+      figures.save_convergence(convergence.panels(of), out / name)
+    except OSError as e:
+      raise HmanError(f'{out}: cannot write: {e.strerror or e}.') from e
 
 
 def cells_csv(cells: Sequence[Cell]) -> str:

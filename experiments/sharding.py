@@ -116,10 +116,27 @@ def of_state(
   return jax.tree.map_with_path(place, state)
 
 
+def put(tree: Any, places: Any) -> Any:
+  """Arrays that every process has, where they belong.
+
+  Args:
+    tree: a pytree of arrays, the same in all processes.
+    places: the same tree of `NamedSharding`.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, places)
+
+  def parts(x, place):
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, place, host.__getitem__)
+
+  return jax.tree.map(parts, tree, places)
+
+
 def put_key(key: jax.Array, mesh: Mesh) -> jax.Array:
   """A typed PRNG key on every device, of all processes."""
   return jax.random.wrap_key_data(
-    jax.device_put(jax.random.key_data(key), everywhere(mesh))
+    put(jax.random.key_data(key), everywhere(mesh))
   )
 
 

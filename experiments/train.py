@@ -11,7 +11,13 @@ import numpy as np
 import optax
 
 from data import pipeline
-from experiments import distributed, evaluation, reporting, sharding
+from experiments import (
+  distributed,
+  evaluation,
+  integrity,
+  reporting,
+  sharding,
+)
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
 from experiments.errors import NonFiniteError, StoppedRun
@@ -171,7 +177,7 @@ def make_train_step(
   def loss_of(params, batch, keys, baseline, slope, noise, axis_name):
     out = model.apply(
       params,
-      batch['features'],
+      pipeline.features_of(batch),
       batch['mask'],
       key=keys,
       boundary_slope=slope,
@@ -413,15 +419,20 @@ def run(
   model = make_model(config, len(splits.train.class_names), shape)
   optimizer = make_optimizer(train)
   steps_per_epoch = len(splits.train) / train.batch_size
+  distributed.beat('making the model')
   state = init_state(config, model, optimizer, shape)
+  if distributed.count() > 1:  # of unlike machines, perhaps
+    first = integrity.make(0, state, {})['arrays']
+    distributed.check_same({f'the first {k}': v for k, v in first.items()})
   places = sharding.of_state(state, mesh)
-  restored = checkpoints.restore_latest(jax.device_put(state, places))
+  distributed.beat('reading the latest checkpoint')
+  restored = checkpoints.restore_latest(sharding.put(state, places))
   if restored is None and config.model.feature_norm == 'standard':
     statistics = pipeline.feature_statistics(splits.train)
     params = models.with_statistics(state.params, *statistics)
     averaged = _copy(params) if train.ema_decay else None
     state = state._replace(params=params, averaged=averaged)
-  state = restored or jax.device_put(state, places)
+  state = restored or sharding.put(state, places)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
   step_fn = jax.jit(
@@ -473,6 +484,11 @@ def run(
         batch['signal'] = np.full(len(batch['row']), stop.signal or 0, np.int32)
       on_devices = sharding.put_rows(batch, mesh)
       distributed.beat(f'computing step {step}')
+      if step == start + 1 and distributed.count() > 1:
+        # They compile at different speeds, and the first collective does not
+        # wait for long.
+        step_fn = step_fn.lower(state, on_devices, key).compile()
+        distributed.wait()
       data_time = time.perf_counter() - waiting
       state, metrics = step_fn(state, on_devices, key)
       watch.add(step, metrics, batch)
@@ -517,7 +533,7 @@ def final_evaluation(
   shape = splits.train.feature_shape
   model = make_model(config, len(splits.train.class_names), shape)
   like = init_state(config, model, make_optimizer(config.train), shape)
-  like = jax.device_put(like, sharding.of_state(like, mesh))
+  like = sharding.put(like, sharding.of_state(like, mesh))
   state = checkpoints.restore_best(like)
   best = 'the best on validation'
   if state is None:  # deleted by the user, being damaged

@@ -12,7 +12,7 @@ from experiments import checkpoint as checkpoint_lib
 from experiments import config as config_lib
 from experiments import datasets, train
 from experiments.checkpoint import Checkpoints
-from experiments.errors import ConfigError, WorkdirError
+from experiments.errors import ConfigError, HmanError, WorkdirError
 from hman_jax import __version__
 
 CHECKPOINTS = ('best', 'latest')
@@ -192,6 +192,38 @@ def read_config(
   with config.unlocked():
     config.update_from_flattened_dict(dict(changes))
   return config_lib.resolve(config)
+
+
+def num_draws(config: ConfigDict, asked: int | None) -> int:
+  """Draws of the boundaries, 0 for none: as asked, else as the config says.
+
+  Raises:
+    HmanError: if draws are asked for of a model that has none.
+  """
+  if asked is None:
+    drawn = config.model.cell == 'hm_lstm' and config.model.boundary == 'gumbel'
+    sampled = drawn and config.eval.boundary_mode == 'sample'
+    return config.eval.num_samples if sampled else 0
+  if asked:
+    check_draws(config)
+  return asked
+
+
+def check_draws(config: ConfigDict) -> None:
+  """Refuses to draw the boundaries of a model that draws none.
+
+  Raises:
+    HmanError: saying what it has instead.
+  """
+  model = config.model
+  if model.cell != 'hm_lstm' or model.boundary != 'gumbel':
+    what = f'config.model.boundary={model.boundary!r}'
+    if model.cell != 'hm_lstm':
+      what = f'config.model.cell={model.cell!r}'
+    raise HmanError(
+      f'--num_samples: {model.name} draws no boundaries ({what}): its '
+      'evaluation is always the same.'
+    )
 
 
 def _read_labels(path: pathlib.Path) -> tuple[str, ...]:

@@ -322,6 +322,7 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     jaxpr.invars[num_carry + num_inputs :],
   )
   sums = _sums(equations, frozenset(consts), jaxpr.outvars)
+  drawn = _drawn(equations, jaxpr.invars, [*consts, *carry, *inputs])
   needed = {v for v in _variables(jaxpr.outvars) if _is_float(v)}
   live, kept = set(), set()
   for index in reversed(range(len(equations))):
@@ -333,7 +334,7 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     if output in sums:
       kept.add(output)
       needed.update(sums[output].values)
-    elif _is_decision(equation):
+    elif _is_decision(equation) or output in drawn:
       kept.update(made)
     else:
       live.add(index)
@@ -427,13 +428,35 @@ def _is_decision(equation: core.JaxprEqn) -> bool:
   )
 
 
+def _drawn(equations, at_step, sources) -> set[Any]:
+  """Floats that no gradient goes through, such as noise made of bits.
+
+  What is made of fewer bytes, as a one-hot vector, is better made again.
+  """
+  varying, moving = set(at_step), {v for v in sources if _is_float(v)}
+  drawn = set()
+  for equation in equations:
+    read = _variables(equation.invars)
+    floats = {v for v in equation.outvars if _is_float(v)}
+    if moving.intersection(read) and not _is_decision(equation):
+      moving |= floats
+    elif floats and varying.intersection(read) and not _grows(equation):
+      drawn |= floats
+    if varying.intersection(read):
+      varying.update(equation.outvars)
+  return drawn
+
+
 def _grows(equation: core.JaxprEqn) -> bool:
   """Whether the result is larger; a symbolic size (`jax.export`) is large."""
-  shapes = [v.aval.shape for v in equation.outvars]
-  if not all(isinstance(n, int) for shape in shapes for n in shape):
+  made: list[Any] = equation.outvars
+  read = _variables(equation.invars)
+  if not all(isinstance(n, int) for v in made for n in v.aval.shape):
     return True
-  size = lambda variables: sum(v.aval.size for v in variables)
-  return size(equation.outvars) > size(equation.invars)
+  size = lambda variables: sum(
+    v.aval.size * v.aval.dtype.itemsize for v in variables
+  )
+  return size(made) > size(read)
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

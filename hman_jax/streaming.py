@@ -27,11 +27,11 @@ class Stream(NamedTuple):
 
   Attributes:
     state: of the model's cell; None without one.
-    index: int32 scalar, frames already run.
+    num_frames: int32 scalar, frames already run.
   """
 
   state: Any
-  index: Array
+  num_frames: Array
 
 
 def start(
@@ -87,11 +87,11 @@ def step(
     features[:, None],
     boundaries=None if boundaries is None else boundaries[:, None],
     state=stream.state,
-    start=stream.index,
+    start=stream.num_frames,
     **options,
   )
   shown = jax.tree.map(lambda x: x[:, 0], out._replace(state=None))
-  return Stream(out.state, stream.index + 1), shown
+  return Stream(out.state, stream.num_frames + 1), shown
 
 
 def compiled_step(model: Model, **options: Any) -> Any:
@@ -107,14 +107,14 @@ def compiled_step(model: Model, **options: Any) -> Any:
 
   Example:
     >>> from hman_jax import models
-    >>> model = models.create(5, hidden_sizes=(8, 8))
+    >>> model = models.create(5, cell='none', attention='none')
     >>> x = jnp.ones((1, 3, 49, 16))
     >>> variables = model.init(jax.random.key(0), x)
     >>> stream = start(model, variables, x)
     >>> next_frame = compiled_step(model, deterministic=True)
     >>> for t in range(3):
     ...   stream, output = next_frame(variables, stream, x[:, t])
-    >>> int(stream.index), output.logits.shape
+    >>> int(stream.num_frames), output.logits.shape
     (3, (1, 5))
   """
   run = functools.partial(step, model, **options)

@@ -121,8 +121,11 @@ def test_every_damaged_file_is_found(tmp_path, how, capsys):
     if aside.exists():
       found += 1
       line = capsys.readouterr().out
-      assert 'checkpoint of step 2 is damaged' in line
-      assert 'going on from step 1' in line
+      if how != 'deleted' or file.name != 'manifest.json':
+        assert 'checkpoint of step 2 is damaged' in line
+        assert 'going on from step 1' in line
+      else:
+        assert 'checkpoints/2: its save was not finished' in line
   assert found == count
 
 
@@ -167,6 +170,18 @@ def test_a_damaged_best_state_is_named(tmp_path):
     ):
       with pytest.raises(CheckpointError, match='best state is damaged'):
         call()
+
+
+def test_a_first_save_that_was_not_finished_is_no_state(tmp_path, capsys):
+  _saved(tmp_path, steps=(1,))
+  (tmp_path / 'checkpoints' / '1' / 'manifest.json').unlink()
+  with _open(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(_state(0)) is None
+    checkpoints.save(1, _state(1))
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(1)
+    )
+  assert 'checkpoints/1: its save was not finished' in capsys.readouterr().out
 
 
 def test_a_best_state_that_was_not_finished_is_set_aside(tmp_path, capsys):
@@ -259,6 +274,33 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
       checkpoints.save(2, _state(2))
     monkeypatch.undo()
   with _open(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(3, _state(3))
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(3)
+    )
+
+
+def test_a_save_that_reads_back_wrong_deletes_nothing(tmp_path, monkeypatch):
+  _saved(tmp_path, steps=(1,), keep=1)
+  write = integrity.write_manifest
+
+  def write_and_damage(path):
+    write(path)
+    _flip(next((path / 'state').rglob('d/*')), np.random.default_rng(0))
+
+  monkeypatch.setattr(integrity, 'write_manifest', write_and_damage)
+  with _open(tmp_path, keep=1) as checkpoints:
+    with pytest.raises(StorageError, match=r'checksum.*Last good step: 1'):
+      checkpoints.save(2, _state(2))
+    with pytest.raises(StorageError, match='checksum'):
+      checkpoints.save_best(2, _state(2), 0.5)
+  monkeypatch.undo()
+  with _open(tmp_path, keep=1) as checkpoints:
+    assert checkpoints.best_score() is None
+    assert (tmp_path / 'damaged' / 'best_2_0').exists()
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(1)
+    )
     checkpoints.save(3, _state(3))
     chex.assert_trees_all_equal(
       checkpoints.restore_latest(_state(0)), _state(3)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -151,10 +152,13 @@ def _assert_same(a, b):
     np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize('start', [1, 39, 41, 85])
-def test_a_resumed_pipeline_goes_on_exactly(clips, start):
+@pytest.mark.parametrize(
+  ('start', 'prefetch'), [(1, 0), (39, 8), (41, 2), (85, 1)]
+)
+def test_a_resumed_pipeline_goes_on_exactly(clips, start, prefetch):
+  """Whatever is made ahead, before and after."""
   whole = _take(start + 2, clips)
-  resumed = _take(2, clips, start_step=start)
+  resumed = _take(2, clips, start_step=start, prefetch=prefetch)
   for a, b in zip(whole[start:], resumed):
     _assert_same(a, b)
 
@@ -231,6 +235,71 @@ def test_striding_keeps_every_boundary(clips):
   ):
     counts = batch['boundaries'].sum(axis=1)[batch['weight'] > 0]
     assert (counts == 3).all()
+
+
+class Ramp:
+  """Three clips of int8 features: 10 t, times a scale that tells the clip."""
+
+  class_names, clip_names = ('a', 'b'), ('x', 'y', 'z')
+  labels, lengths = np.arange(3) % 2, np.array([3, 8, 5])
+  feature_shape, has_truth, identity = (2, 4), False, {'name': 'ramp'}
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    time = 10 * np.arange(self.lengths[index], dtype=np.int8)
+    scale = np.full(4, 0.5 + index, np.float32)
+    features = np.tile(time[:, None, None], (1, 2, 4))
+    return {'features': features, 'scale': scale, 'label': self.labels[index]}
+
+
+def test_int8_is_scaled_where_it_is_used():
+  batches = list(pipeline.eval_batches(Ramp(), batch_size=2, num_frames=4))
+  assert all(b['features'].dtype == np.int8 for b in batches)
+  for batch in batches:
+    for features in (
+      pipeline.features_of(batch),
+      jax.jit(pipeline.features_of)(batch),
+    ):
+      assert features.dtype == np.float16
+      time = batch['start'][:, None] + np.arange(4)
+      expected = 10 * time * (0.5 + batch['clip'])[:, None] * batch['mask']
+      np.testing.assert_array_equal(features[:, :, 1, 3], expected)
+  batch = next(
+    pipeline.train_batches(Ramp(), batch_size=4, num_frames=3, seed=0)
+  )
+  assert batch['features'].dtype == np.int8 and batch['scale'].shape == (4, 4)
+  mean, _ = pipeline.feature_statistics(Ramp())
+  values = [
+    10 * t * (0.5 + k) for k, n in enumerate((3, 8, 5)) for t in range(n)
+  ]
+  np.testing.assert_allclose(mean, np.mean(values), rtol=1e-6)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_memory_is_used_again_only_when_nothing_has_it(devices):
+  buffers = pipeline._Buffers()
+  mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices])
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  shape, dtype = (4, 1024), np.dtype(np.float16)
+
+  def ones():
+    array = buffers.take(shape, dtype)
+    array[:] = 1
+    return array
+
+  kept = jax.device_put(ones(), spread)
+  doubled = jax.jit(lambda x: x * 2)(ones())
+  part = ones()[1:, 5:7]
+  for _ in range(3):
+    other = buffers.take(shape, dtype)
+    other[:] = 7
+  assert (np.asarray(kept) == 1).all() and (part == 1).all()
+  assert (np.asarray(doubled) == 2).all()
+  address = other.ctypes.data
+  del other
+  assert buffers.take(shape, dtype).ctypes.data == address
 
 
 def test_bad_sizes_are_named(clips):

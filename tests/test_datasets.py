@@ -846,3 +846,40 @@ def test_the_main_job(tmp_path, name):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'run' / 'metrics.json').exists()
+
+
+@pytest.mark.slow
+def test_int8_and_a_skipped_video_in_the_main_job(tmp_path):
+  root = data_trees.hmdb51(tmp_path / 'data')
+  bad = min(root.glob('sit/two*'))
+  bad.write_bytes(bad.read_bytes()[:-500])
+  fields = {
+    'data.root': root, 'data.features_dir': tmp_path / 'store',
+    'data.store_dtype': 'int8',
+    'data.num_frames': 8, 'model.hidden_size': 8, 'model.scorer_size': 8,
+    'train.num_steps': 2, 'train.batch_size': 4, 'train.eval_every': 2,
+    'train.warmup_steps': 1, 'eval.batch_size': 4, 'checkpoint.every': 2,
+  }  # fmt: skip
+
+  def run(**more):
+    return subprocess.run(
+      [
+        sys.executable, '-m', 'experiments.main',
+        f'--config={hmdb51_recipe.__file__}', f'--workdir={tmp_path / "run"}',
+        *(f'--config.{k}={v}' for k, v in (fields | more).items()),
+      ],
+      cwd=ROOT, capture_output=True, text=True, timeout=580,
+    )  # fmt: skip
+
+  done = run()
+  assert done.returncode == 2 and '1 of 24 videos are bad' in done.stderr
+  assert str(bad) in done.stderr and 'on_bad_video=skip' in done.stderr
+  done = run(**{'data.on_bad_video': 'skip'})
+  assert done.returncode == 0, done.stderr
+  name = f'sit/{bad.name}'
+  assert (
+    f'1 clips were skipped, their videos being bad: {name}'
+    in (tmp_path / 'run' / 'table.txt').read_text()
+  )
+  (about,) = (tmp_path / 'run' / 'checkpoints').glob('2/integrity/metadata')
+  assert json.loads(about.read_text())['fingerprint']['skipped_clips'] == [name]

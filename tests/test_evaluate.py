@@ -12,7 +12,12 @@ from sklearn import metrics as sk
 
 from experiments import config as config_lib
 from experiments import evaluate, predictions, trained
-from experiments.errors import ConfigError, HmanError, WorkdirError
+from experiments.errors import (
+  CheckpointError,
+  ConfigError,
+  HmanError,
+  WorkdirError,
+)
 from experiments.predictions import Predictions
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -217,8 +222,8 @@ def _swap(text):
 @pytest.mark.parametrize(
   ('edit', 'message'),
   [
-    (_edit('label_map.txt', _swap), 'in another order'),
-    (_edit('label_map.txt', lambda t: 'x' + t), 'only in the run: .*xleft'),
+    (_edit('label_map.txt', _swap), 'class_names: was'),
+    (_edit('label_map.txt', lambda t: 'x' + t), r"class_names: .* is \['xleft"),
     (_edit('label_map.txt', lambda t: t + t), 'all different'),
     (_edit('data.json', lambda t: t[:40]), 'damaged'),
     (
@@ -237,7 +242,7 @@ def _swap(text):
 )  # fmt: skip
 def test_a_run_that_does_not_fit_is_refused(workdir, edit, message):
   edit(workdir)
-  with pytest.raises(WorkdirError, match=message):
+  with pytest.raises((CheckpointError, WorkdirError), match=message):
     trained.read(workdir).open_data()
 
 

@@ -1,6 +1,7 @@
 """Weights files, EfficientNet-Lite0, and the store of features."""
 
 import collections
+import concurrent.futures
 import hashlib
 import io
 import os
@@ -417,9 +418,10 @@ def test_every_bad_video_is_named_once_the_good_are_done(tmp_path, videos):
 
 def test_a_stop_keeps_what_is_done(tmp_path, videos):
   store, extractor = tmp_path / 'store', Quarters()
+  done = lambda: len(list(store.rglob('*.npy')))
   with pytest.raises(StoppedError, match='goes on from here'):
-    _prepare(videos, extractor, store, should_stop=iter([0, 1]).__next__)
-  assert len(list(store.rglob('*.npy'))) == 2
+    _prepare(videos, extractor, store, should_stop=lambda: done() >= 2)
+  assert 2 <= done() < 4
   assert len(_prepare(videos, extractor, store)) == 4
   assert 18 <= extractor.frames < 36
 
@@ -471,11 +473,137 @@ def test_default_features_dir(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', sorted(features.EXTRACTORS))
-def test_registered_extractors_keep_the_contract(name):
-  extractor = features.EXTRACTORS[name]()
+def test_registered_extractors_keep_the_contract(tmp_path, name):
+  if name == 'resnet152':
+    (tmp_path / 'a.h5').write_bytes(b'\x89HDF\r\n\x1a\n')
+    extractor = features.create(name, str(tmp_path / 'a.h5'))
+  else:
+    extractor = features.create(name)
   assert extractor.identity['extractor'] == name
   assert extractor.identity['feature_shape'] == list(extractor.feature_shape)
   assert extract.store_identity(extractor)['decoder'].startswith('PyAV')
+
+
+def test_a_record_tells_what_it_is_of(tmp_path, videos):
+  path = _prepare(videos[:1], Quarters(), tmp_path / 'store')[videos[0]]
+  record = store_lib.read(path)
+  assert record.sha256 == hashlib.sha256(videos[0].read_bytes()).hexdigest()
+  assert record.num_decoded == record.num_declared == 3
+  assert record.identity == extract.store_identity(Quarters())
+  assert record.identity['extractor'] == 'quarters'
+  assert 'libavcodec' in record.identity['decoder']
+
+
+def test_damaged_records_are_made_anew(tmp_path, videos, capsys):
+  store, extractor = tmp_path / 'store', Quarters()
+  paths = _prepare(videos, extractor, store)
+  whole = {p: p.read_bytes() for p in paths.values()}
+  cut, flipped = paths[videos[1]], paths[videos[2]]
+  cut.write_bytes(whole[cut][:-9])
+  flipped.write_bytes(whole[flipped][:200] + b'\1' + whole[flipped][201:])
+  _prepare(videos, extractor, store)
+  assert extractor.frames == 18 + 4
+  assert f'WARNING: {cut}: damaged' in capsys.readouterr().out
+  _prepare(videos, extractor, store, verify=True)
+  assert extractor.frames == 18 + 4 + 5
+  assert f'WARNING: {flipped}: damaged' in capsys.readouterr().out
+  assert {p: p.read_bytes() for p in paths.values()} == whole
+
+
+def test_a_flipped_number_is_found_before_it_is_used(tmp_path, videos):
+  paths = _prepare(videos, Quarters(), tmp_path / 'store')
+  source = _source(paths.values())
+  raw = bytearray(paths[videos[2]].read_bytes())
+  raw[140] ^= 4
+  paths[videos[2]].write_bytes(raw)
+  source[1]
+  with pytest.raises(DataError, match=r'wave/2\.avi.*damaged.*checksum'):
+    source[2]
+
+
+def test_one_clip_alone_has_the_same_record(tmp_path, videos):
+  for dtype in store_lib.DTYPES:
+    paths = _prepare(videos, Quarters(), tmp_path / 'one', dtype=dtype)
+    for video, path in paths.items():
+      record = extract.extract_clip(
+        video, Quarters(), tmp_path / 'two', dtype=dtype
+      )
+      assert record == store_lib.read(record.path)
+      assert record.path.read_bytes() == path.read_bytes()
+      extractor = Quarters()
+      again = extract.extract_clip(
+        video, extractor, tmp_path / 'two', dtype=dtype
+      )
+      assert again == record and not extractor.frames
+
+
+def test_two_at_once_make_one_store(tmp_path, videos):
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    stores = [tmp_path / 'a', tmp_path / 'a']
+    done = list(pool.map(lambda s: _prepare(videos, Quarters(), s), stores))
+  assert done[0] == done[1]
+  alone = _prepare(videos, Quarters(), tmp_path / 'b')
+  contents = [
+    {p.name: p.read_bytes() for p in _files(tmp_path / s)} for s in 'ab'
+  ]
+  assert contents[0] == contents[1] and len(contents[0]) == 1 + len(alone)
+
+
+def test_bad_videos_may_be_skipped(tmp_path, videos, capsys):
+  videos[1].write_bytes(videos[1].read_bytes()[:-300])
+  videos[2].unlink()
+  done = extract.prepare(videos, Quarters(), tmp_path / 's', on_bad='skip')
+  assert list(done.paths) == [videos[0], videos[3]]
+  assert set(done.bad) == {videos[1], videos[2]}
+  shown = capsys.readouterr().out
+  assert 'WARNING: skipped: 2 of 4 videos are bad' in shown
+  assert str(videos[1]) in shown and str(videos[2]) in shown
+
+
+def test_int8_and_headers_are_told(tmp_path, videos, capsys):
+  raw = bytearray(videos[0].read_bytes())
+  at = raw.index(b'strh') + 8 + 32  # frames declared of the stream
+  assert struct.unpack_from('<I', raw, at) == (3,)
+  struct.pack_into('<I', raw, at, 7)
+  videos[0].write_bytes(raw)
+  done = extract.prepare(videos, Quarters(), tmp_path / 's', dtype='int8')
+  shown = capsys.readouterr().out
+  assert '1 of 4 headers declare another number' in shown
+  assert '(+4 to +4)' in shown and 'int8 is off by' in shown
+  source = _source(done.paths.values())
+  exact = _source(_prepare(videos, Quarters(), tmp_path / 's').values())
+  for k in range(4):
+    item = source[k]
+    assert item['features'].dtype == np.int8
+    np.testing.assert_allclose(
+      pipeline.features_of(item), exact[k]['features'], atol=0.5
+    )
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path, videos):
+  class Broken(Quarters):
+    def extract(self, frames):
+      features = super().extract(frames)
+      features[frames[:, 0, 0, 0] > 70] = np.inf  # frames 4, 5 of the last
+      return features
+
+  with pytest.raises(DataError, match=r'1 of 4(.|\n)*#3.*of frame 4 are not'):
+    _prepare(videos, Broken(), tmp_path)
+
+
+def test_a_video_that_changes_meanwhile_is_refused(
+  tmp_path, videos, monkeypatch
+):
+  monkeypatch.setattr(extract.videos, 'sha256', lambda path: 'a' * 64)
+  with pytest.raises(DataError, match='changed while it was read'):
+    _prepare(videos[:1], Quarters(), tmp_path)
+
+
+def test_other_extractors_and_weights():
+  with pytest.raises(DataError, match=r'expected one of .*, got .vgg'):
+    features.create('vgg')
+  with pytest.raises(DataError, match=r'data\.weights: expected .. with'):
+    features.create('none', 'a.h5')
 
 
 # --- the clip source --------------------------------------------------------

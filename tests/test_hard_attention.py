@@ -49,11 +49,12 @@ def test_passes_over_the_locations(attention, passes, backward):
     for n in (few, many)
   ]
   found = (flops[1] - flops[0]) / (2 * B * size * (many - few))
-  print(attention, backward, found)
   assert abs(found - passes) < 0.1
 
 
-@pytest.mark.parametrize('attention', ['reinforce', 'gumbel'])
+@pytest.mark.parametrize(
+  'attention', ['reinforce', pytest.param('gumbel', marks=pytest.mark.slow)]
+)
 def test_what_is_not_picked_does_not_matter(attention):
   """Forward for both; backward too for REINFORCE, and only there."""
   num_locations = 9

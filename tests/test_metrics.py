@@ -60,6 +60,42 @@ def test_degenerate_inputs():
   assert metrics.mean_class_accuracy(same, labels) == 1.0
 
 
+@pytest.mark.parametrize(
+  ('scores', 'labels'),
+  [
+    ([[0.3, 0.7]], [0]),  # one clip
+    ([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]], [0, 1, 1]),  # nothing but ties
+    ([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [1, 1, 1]),  # never right
+    ([[0.2, 0.8, 0.0], [0.1, 0.9, 0.0]], [0, 2]),  # predicted, never true
+    ([[1e-300, 1.0], [0.0, 1.0], [2e-300, 1.0]], [0, 1, 0]),  # tiny scores
+    ([[1.0], [1.0]], [0, 0]),  # one class
+  ],
+)
+def test_degenerate_inputs_equal_scikit_learn(scores, labels):
+  scores, labels = np.array(scores), np.array(labels)
+  num_classes = scores.shape[1]
+  ap = metrics.average_precision(scores, labels)
+  expected = [
+    sk.average_precision_score(labels == c, scores[:, c])
+    if (labels == c).any()
+    else np.nan
+    for c in range(num_classes)
+  ]
+  np.testing.assert_allclose(ap, expected, rtol=1e-12)
+  assert metrics.mean_average_precision(scores, labels) == pytest.approx(
+    np.nanmean(expected)
+  )
+  np.testing.assert_array_equal(
+    metrics.confusion_matrix(scores, labels, num_classes),
+    sk.confusion_matrix(
+      labels, scores.argmax(axis=1), labels=range(num_classes)
+    ),
+  )
+  assert metrics.top_k_accuracy(scores, labels) == sk.accuracy_score(
+    labels, scores.argmax(axis=1)
+  )
+
+
 def test_blocks_are_averaged():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(3, 4, 2)) * 3

@@ -1,17 +1,24 @@
 """Predict: streams, segments, files and the program, on little videos."""
 
+import io
 import itertools
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import av
 import jax
 import numpy as np
 import pytest
 
+import hman_jax
 from configs import hmdb51
-from data import features, videos
+from data import features, live, videos
 from data.errors import VideoError
 from experiments import evaluate, overlay, predict, train
 from experiments.errors import HmanError, WorkdirError
@@ -212,6 +219,69 @@ def test_an_endless_stream_is_read_as_it_goes(stride):
   assert read <= (100 + T) * stride
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('num_frames', [1, 40])
+def test_drawn_boundaries_are_averaged_as_in_a_batch(num_frames):
+  run = _untrained(**{'model.initial_state': 'zeros'})
+  x = _features(num_frames)
+  keys = jax.random.split(jax.random.key(7), 3)
+  whole = jax.device_get(
+    run.model.apply(
+      run.params,
+      np.broadcast_to(x, (3, *x.shape)),
+      key=keys,
+      deterministic=True,
+      sample_boundaries=True,
+      boundary_slope=5.0,
+    )
+  )
+  recogniser = VideoRecogniser(run, Stub(), num_samples=3, seed=7)
+  found = list(recogniser.stream_features(x))
+  p = _softmax(whole.logits).mean(axis=0)
+  np.testing.assert_allclose([f.probabilities for f in found], p, atol=1e-5)
+  np.testing.assert_array_equal([f.z for f in found], whole.cell.z[0] > 0.5)
+  if num_frames == 1:
+    return
+  assert (whole.cell.z[0] != whole.cell.z[1]).any()
+  other = VideoRecogniser(run, Stub(), num_samples=3, seed=8)
+  last = list(other.stream_features(x))[-1]
+  assert not np.allclose(last.running, found[-1].running, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_draws_are_as_the_config_says_or_refused():
+  sampled = _untrained(**{'eval.boundary_mode': 'sample'})
+  assert VideoRecogniser(sampled, Stub()).num_samples == 8
+  assert VideoRecogniser(sampled, Stub(), num_samples=0).num_samples == 0
+  assert VideoRecogniser(_untrained(), Stub()).num_samples == 0
+  for name in ('lstm_soft', 'softmax_regression'):
+    run = _untrained(**{'model.name': name, 'eval.boundary_mode': 'sample'})
+    assert VideoRecogniser(run, Stub()).num_samples == 0
+    with pytest.raises(HmanError, match=r'num_samples: .*draws no boundaries'):
+      VideoRecogniser(run, Stub(), num_samples=2)
+
+
+def test_recognising_from_features_needs_no_files():
+  run = _untrained(**{'model.initial_state': 'zeros'})
+  x = _features(20)
+  recogniser = hman_jax.FeatureRecogniser(
+    run.model, run.params, run.class_names, boundary_slope=5.0
+  )
+  expected = list(VideoRecogniser(run, Stub()).stream_features(x))[-1].running
+  np.testing.assert_allclose(recogniser.predict_proba(x), expected, atol=1e-6)
+  found = recogniser.predict(x, top_k=2)
+  assert [set(f) for f in found] == [{'label', 'score'}] * 2
+  assert found[0]['score'] >= found[1]['score']
+  with pytest.raises(ValueError, match='at least one frame'):
+    recogniser.predict(x[:0])
+  with pytest.raises(ValueError, match='class_names: expected 3, got 1'):
+    hman_jax.FeatureRecogniser(run.model, run.params, ('a',))
+  with pytest.raises(ValueError, match='at_once: expected at least 1, got 0'):
+    hman_jax.FeatureRecogniser(
+      run.model, run.params, run.class_names, at_once=0
+    )
+
+
 # --- videos -----------------------------------------------------------------
 
 
@@ -287,6 +357,115 @@ def test_other_features_and_generated_clips_are_refused():
     VideoRecogniser(run, Other())
   with pytest.raises(WorkdirError, match='a run on generated clips'):
     VideoRecogniser(_untrained(**{'data.name': 'composite_actions'}), Stub())
+
+
+# --- live sources ---------------------------------------------------------
+
+
+@pytest.fixture(params=['mjpeg', 'yuv4mpegpipe', 'matroska', 'mpegts'])
+def piped(request, tmp_path):
+  """A little video in a form that pipes carry."""
+  codec, pixels = {
+    'mjpeg': ('mjpeg', 'yuvj420p'),
+    'yuv4mpegpipe': ('wrapped_avframe', 'yuv420p'),
+    'matroska': ('mpeg4', 'yuv420p'),
+    'mpegts': ('mpeg2video', 'yuv420p'),
+  }[request.param]
+  path = tmp_path / request.param
+  with av.open(str(path), 'w', format=request.param) as container:
+    stream = container.add_stream(codec, rate=25)
+    stream.height, stream.width, stream.pix_fmt = 32, 48, pixels
+    for frame in video_files.shades(7, (32, 48)):
+      picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+      container.mux(stream.encode(picture.reformat(format=pixels)))
+    container.mux(stream.encode())
+  return path
+
+
+def test_frames_of_a_pipe(piped, tmp_path):
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  writer = threading.Thread(target=lambda: pipe.write_bytes(piped.read_bytes()))
+  writer.start()
+  found = [f for (f,) in live.stream(str(pipe), [(32, 48)])]
+  writer.join()
+  assert len(found) == 7
+  for t, frame in enumerate(found):
+    assert abs(float(frame.mean()) - (20 + 12 * t)) < 6
+
+
+def test_a_pipe_gives_frames_before_it_ends(tmp_path):
+  """A camera never ends: what has come is recognised at once."""
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  seen = threading.Event()
+
+  def write():
+    with open(pipe, 'wb', buffering=0) as file:
+      noise = np.random.default_rng(0).integers(0, 255, (12, 96, 96, 3))
+      for number, frame in enumerate(noise.astype(np.uint8)):
+        file.write(video_files.jpeg(frame))
+        if number == 9:
+          seen.wait(60)
+
+  writer = threading.Thread(target=write)
+  writer.start()
+  frames = live.stream(str(pipe), [(8, 8)])
+  started = time.monotonic()
+  next(frames)
+  assert time.monotonic() - started < 50  # the writer waits for 60 s
+  seen.set()
+  assert len(list(frames)) == 11
+  writer.join()
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'found nothing'),
+    (b'RIFF....AVI ', "expected motion JPEG, .* b'RIFF"),
+    (b'\xff\xd8\xff no picture', 'cannot|no frames|damaged|cut'),
+  ],
+)
+def test_pipes_of_nothing_are_refused(tmp_path, content, message):
+  path = tmp_path / 'pipe'
+  path.write_bytes(content)
+  with pytest.raises(VideoError, match=message):
+    if not list(live.stream(str(path), [None])):
+      raise VideoError('no frames')
+  with pytest.raises(VideoError, match='none: cannot read: No such file'):
+    list(live.stream(str(tmp_path / 'none'), [None]))
+
+
+def test_a_live_source_is_recognised_line_by_line(
+  workdir, root, tmp_path, monkeypatch, capsys
+):
+  path = tmp_path / 'piped.mkv'
+  frames = videos.decode(root / 'dark' / 'source4_dark_4.avi')
+  video_files.write(path, frames, 'ffv1', 'bgr0')
+  monkeypatch.setattr(signal, 'signal', lambda *unused: None)
+  with io.TextIOWrapper(path.open('rb')) as piped:
+    monkeypatch.setattr(sys, 'stdin', piped)
+    code, said, error = _call(
+      monkeypatch, capsys, f'--workdir={workdir}', '--stream=-', '--topk=1',
+      '--fps=30',
+    )  # fmt: skip
+  assert code == 0, error
+  *lines, last = [json.loads(line) for line in said.splitlines()]
+  assert [line['frame'] for line in lines] == list(range(30))
+  recogniser = VideoRecogniser.load(workdir)
+  expected = recogniser.predict(path)
+  assert last['num_frames'] == 30 and len(last['predictions']) == 1
+  assert last['predictions'][0]['label'] == expected[0]['label']
+  score = pytest.approx(expected[0]['score'], abs=1e-5)
+  assert last['predictions'][0]['score'] == score == lines[-1]['score']
+  result = predict.recognise(recogniser, path, None)
+  told = [s for line in (*lines, last) for s in line['segments']]
+  order = lambda s: (s['layer'], s['support'])
+  assert [
+    {**s, 'score': pytest.approx(s['score'], abs=1e-5)}
+    for s in sorted(told, key=order)
+  ] == result['segments']
 
 
 # --- segments ---------------------------------------------------------------
@@ -470,6 +649,8 @@ def test_a_video_that_breaks_leaves_nothing(root, tmp_path, monkeypatch):
     (('--workdir=none',), 'VIDEO: missing'),
     (('--workdir=none', 'a.avi'), 'holds no run'),
     (('--workdir=none', 'a.avi', '--topk=0'), 'topk'),
+    (('--workdir=none', 'a.avi', '--stream=-'), '--stream: one source'),
+    (('--workdir=none', '--out=x', '--stream=-'), '--out: not with --stream'),
     (('--workdir=none', 'a.avi', '--top=1'), "Unknown command line flag 'top'"),
   ],
 )
@@ -480,3 +661,49 @@ def test_mistakes_end_in_one_message(monkeypatch, capsys, arguments, message):
 
 def test_the_codec_is_there():
   assert overlay.CODEC in av.codecs_available
+
+
+_MEMORY = """
+import pathlib, resource, sys
+sys.path[:0] = {paths!r}
+import test_predict
+from experiments import predict
+from experiments.recognise import VideoRecogniser
+recogniser = VideoRecogniser(test_predict._untrained(), test_predict.Stub())
+result = predict.recognise(recogniser, {video!r}, pathlib.Path({out!r}))
+status = pathlib.Path('/proc/self/status').read_text()
+(peak,) = [x for x in status.splitlines() if x.startswith('VmHWM')]
+print(result['num_frames'], peak.split()[1])
+"""
+
+
+@pytest.mark.slow
+def test_ten_minutes_take_the_memory_of_one(tmp_path):
+  peaks = {}
+  for minutes in (1, 10):
+    path = tmp_path / f'{minutes}.mp4'
+    with av.open(str(path), 'w') as container:
+      stream = container.add_stream('libx264', rate=25)
+      stream.height, stream.width, stream.pix_fmt = 36, 48, 'yuv420p'
+      stream.options = {'preset': 'ultrafast'}
+      for t in range(60 * 25 * minutes):
+        frame = np.full((36, 48, 3), 40 + t % 150, np.uint8)
+        frame[10:20, t % 40 : t % 40 + 8] = 250
+        picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+        container.mux(stream.encode(picture))
+      container.mux(stream.encode())
+    out = tmp_path / f'out_{minutes}'
+    tests = pathlib.Path(__file__).parent
+    program = _MEMORY.format(
+      paths=[str(tests), str(tests.parent)], video=str(path), out=str(out)
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    count, peak = map(int, done.stdout.split()[-2:])
+    assert count == 60 * 25 * minutes
+    assert videos.count_frames(out / 'overlay.mp4') == count
+    peaks[minutes] = peak / 1024
+  print(f'peak MiB by minutes: {peaks}')
+  assert peaks[10] < peaks[1] + 64

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import config as config_lib
 from experiments import (
+  convergence,
   published,
   reproduce,
   reproduce_cells,
@@ -34,11 +35,21 @@ def _plan(table, out, seeds=3, only=(), overrides=()):
   return variants, reproduce_cells.plan(spec, variants, seeds, out, overrides)
 
 
-def _finish(cell, scores, class_names=('a', 'b')):
+def _finish(cell, scores, class_names=('a', 'b'), validation=(0.5, 1.0)):
   """What a finished run leaves, with these test scores."""
   cell.workdir.mkdir(parents=True)
   (cell.workdir / 'config.json').write_text(config_lib.to_json(cell.config))
   (cell.workdir / 'label_map.txt').write_text('\n'.join(class_names) + '\n')
+  records = [
+    {'mode': 'train', 'step': step, 'loss': 1 / step, 'acc/step': 0.5}
+    for step in (1, 2, 3)
+  ]
+  records += [
+    {'mode': 'validation', 'step': step, 'acc/top1': value}
+    for step, value in zip((10, 20), validation)
+  ]
+  lines = [json.dumps(record) + '\n' for record in records]
+  (cell.workdir / 'metrics.jsonl').write_text(''.join(lines))
   workdir.finish(cell.workdir, {'test': scores}, 'done')
 
 
@@ -366,6 +377,52 @@ def test_failures_are_told(tmp_path):
   assert reproduce_cells._last_words('') == 'no word'
   with pytest.raises(HmanError, match='holds no run'):
     reproduce_cells._run(['experiments.evaluate', '--workdir=none'], log)
+
+
+def test_reinforce_and_adaptive_gumbel_are_drawn_together(tmp_path):
+  spec = SPECS['quickstart']
+  only = ['hm_reinforce', 'hm_gumbel_adaptive', 'hm_reinforce_location']
+  variants, cells = _plan('quickstart', tmp_path, seeds=3, only=only)
+  slow, fast = (0.2, 0.8), (0.8, 1.0)
+  # One run is not there: it is left out of both.
+  cells = [c for c in cells if (c.variant, c.seed) != ('hm_gumbel_adaptive', 2)]
+  for cell in cells:
+    validation = fast if cell.variant == 'hm_gumbel_adaptive' else slow
+    _finish(cell, {'acc/top1': 0.5, 'mAP': 0.5}, validation=validation)
+  runs = reproduce_tables.convergence_runs(spec, cells)
+  assert list(runs) == ['convergence']
+  assert [len(paths) for paths in runs['convergence'].values()] == [2, 2]
+  (made,) = reproduce_tables.make_tables(spec, variants, cells, {})
+  # 90 % of 0.8 is on the line from (10, 0.2) to (20, 0.8), and before 0.8.
+  assert made.notes[-1] == (
+    'Steps to a validation accuracy of 72.0 % (90 % of the lower final one), '
+    'convergence.png: HM-AN, REINFORCE, content scorer: 19 ± 0 (2 of 2 runs); '
+    'HM-AN, Gumbel-softmax, adaptive temperature, content scorer: 9 ± 0 '
+    '(2 of 2 runs).'
+  )
+  reproduce_tables.write_convergence(tmp_path / 'out', runs)
+  for end, start in (('png', b'\x89PNG'), ('pdf', b'%PDF')):
+    found = (tmp_path / 'out' / f'convergence.{end}').read_bytes()
+    assert found.startswith(start) and len(found) > 5000
+  panels = convergence.panels(runs['convergence'])
+  assert [p.title for p in panels] == [
+    'training loss', 'training accuracy', 'validation accuracy',
+  ]  # fmt: skip
+  assert panels[0].curves[0].mean == pytest.approx([1, 1 / 2, 1 / 3])
+  assert panels[2].curves[1].steps == [10, 20]
+
+
+def test_a_mark_that_is_never_reached_is_told(tmp_path):
+  _, cells = _plan('jhmdb', tmp_path, seeds=1, only=['hm_reinforce', 'hm_soft'])
+  for cell in cells:
+    values = (0.1, 0.1) if cell.split == 2 else (0.4, 0.9)
+    _finish(cell, {}, validation=values)
+  runs = {'a': [c.workdir for c in cells if c.variant == 'hm_soft']}
+  mark, reached = convergence.steps_to_share(runs, 1.0)
+  assert mark == pytest.approx((0.9 + 0.1 + 0.9) / 3)
+  assert len(reached['a']) == 2
+  notes = reproduce_tables.convergence_notes({'x': runs})
+  assert '(2 of 3 runs)' in notes[0]
 
 
 def _call(monkeypatch, capsys, *arguments):

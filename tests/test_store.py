@@ -127,7 +127,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     writer = store.Writer(path, (4, 3), 'float16')
     stack.callback(writer.abort)
     writer.append(_features())
-    store.open_folder(tmp_path, identity)
+    store.sweep(folder)
     assert not dead.exists() and len(list(folder.glob('.*.tmp'))) == 1
     writer.commit(identity, 5, None)
   assert {p.name for p in folder.iterdir()} == {'identity.json', 'a.npy'}
@@ -148,6 +148,21 @@ def test_two_writers_of_one_record(tmp_path):
   writers[1].commit({'extractor': 'x'}, 5, None)
   assert first.path.read_bytes() == raw
   assert os.listdir(tmp_path) == ['a.npy']
+
+
+def test_a_file_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+  flock, swept = store.fcntl.flock, []
+
+  def sweep_first(file, flags):
+    if not swept:
+      swept.append(file.name)
+      os.unlink(file.name)
+    flock(file, flags)
+
+  monkeypatch.setattr(store.fcntl, 'flock', sweep_first)
+  record = records.write(tmp_path / 'a.npy', _features())
+  store.verify(record)
+  assert swept and os.listdir(tmp_path) == ['a.npy']
 
 
 def test_the_folder_tells_what_it_holds(tmp_path):

@@ -59,7 +59,7 @@ def _assert_equal_to_clip(model, variables, x, given=None, **options):
     expected = jax.tree.map(lambda y, t=t: y[:, t], clip)
     chex.assert_trees_all_close(output, expected, atol=1e-6)
   chex.assert_trees_all_close(stream.state, whole.state, atol=1e-6)
-  assert int(stream.index) == T
+  assert int(stream.num_frames) == T
   assert next_frame._cache_size() == 1
   return whole
 

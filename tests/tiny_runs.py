@@ -45,7 +45,9 @@ def untrained_in(directory: pathlib.Path, config) -> pathlib.Path:
   model = train.make_model(config, len(splits.train.class_names), shape)
   optimizer = train.make_optimizer(config.train)
   state = train.init_state(config, model, optimizer, shape)
-  checkpoints = Checkpoints(directory, config.checkpoint.keep)
+  checkpoints = Checkpoints(
+    directory, config.checkpoint.keep, workdir.fingerprint(config, splits)
+  )
   checkpoints.save_best(0, state, 0.5)
   checkpoints.save(0, state)
   checkpoints.close()
@@ -63,7 +65,9 @@ def train_in(directory: pathlib.Path, config) -> pathlib.Path:
     axis_types=(jax.sharding.AxisType.Auto,),
     devices=jax.devices()[:1],
   )
-  checkpoints = Checkpoints(directory, config.checkpoint.keep)
+  checkpoints = Checkpoints(
+    directory, config.checkpoint.keep, workdir.fingerprint(config, splits)
+  )
   log = RunLog(directory, config.train.log_every, config.train.log_seconds)
   train.run(config, splits, mesh, checkpoints, log, Stop())
   text, scores = train.final_evaluation(

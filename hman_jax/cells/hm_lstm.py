@@ -289,6 +289,9 @@ class HMLSTM:
     draws = self.stochastic and not deterministic
     dtype = state.c[0].dtype
     below, z_below = x.astype(dtype), jnp.ones(x.shape[:-1], dtype)
+    noises = [None] * self.num_layers
+    if draws and key is not None:
+      noises = noise * self._draw(key, x.shape[:-1])
     cs, hs, zs, probs, operations = [], [], [], [], []
     for l, layer in enumerate(params.layers):
       z_before = state.z[..., l]
@@ -300,13 +303,11 @@ class HMLSTM:
       c, h = self._combine(
         gates, state.c[l], state.h[l], z_before, z_below, copy
       )
-      key_l = stochastic.fold_in(key, l) if draws and key is not None else None
       z, prob = self._detect(
         logit,
         z_before,
-        key_l,
+        noises[l],
         slope,
-        noise,
         None if boundaries is None else boundaries[..., l],
       )
       if self.copied_boundary == 'zero':
@@ -328,6 +329,14 @@ class HMLSTM:
       operation=stack(operations).astype(jnp.int32),
     )
     return state, output
+
+  def _draw(self, key, batch_shape) -> Array:
+    """Logistic noise `[L, ...]`, that of layer l by `fold_in(key, l)`."""
+    keys = jax.vmap(stochastic.fold_in, (None, 0))(
+      stochastic.as_key(key), jnp.arange(self.num_layers)
+    )
+    draw = lambda k: stochastic.sample_logistic(k, batch_shape, (1,))[..., 0]
+    return jax.vmap(draw)(keys)
 
   def _check_step(self, state, key, deterministic, boundaries) -> None:
     """ValueError unless a step has the key and the boundaries it needs."""
@@ -381,15 +390,14 @@ class HMLSTM:
     A polynomial, not `where`: the gradient must reach the boundaries.
     """
     i, f, o, g = base.split_gates(gates)
-    z_before, z_below, copy = (v[..., None] for v in (z_before, z_below, copy))
-    fresh = i * g
-    new_c = z_before * fresh + (1 - z_before) * (
-      z_below * (f * c + fresh) + (1 - z_below) * c
-    )
+    # Spread over the units once each: their gradients are then one sum each.
+    spread = lambda v: jnp.broadcast_to(v[..., None], c.shape)
+    copy, update = spread(copy), spread((1 - z_before) * z_below)
+    new_c = (1 - copy) * (i * g) + (update * f + copy) * c
     shown = jnp.tanh(new_c) if self.output_activation == 'tanh' else new_c
     return new_c, copy * h + (1 - copy) * (o * shown)
 
-  def _detect(self, logit, z_before, key, slope, noise, given):
+  def _detect(self, logit, z_before, noise, slope, given):
     """The boundary z `[...]` and its probability `[...]`."""
     if given is not None:
       given = given.astype(z_before.dtype)
@@ -402,10 +410,9 @@ class HMLSTM:
     if self.boundary == 'soft':
       soft = jax.nn.sigmoid(logit / self.temperature)
       return soft, soft
-    sample = stochastic.binary_concrete(
-      key, logit[..., None], self.temperature, noise
-    )
-    return sample.value[..., 0], jax.nn.sigmoid(logit)
+    noisy = logit if noise is None else logit + noise.astype(logit.dtype)
+    sample = stochastic.binary_concrete(None, noisy, self.temperature)
+    return sample.value, jax.nn.sigmoid(logit)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

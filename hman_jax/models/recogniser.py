@@ -193,7 +193,8 @@ class Recogniser:
     def step(state, at_step, key_t):
       keys: list[Any] = [None] * 4
       if key_t is not None:
-        keys = [stochastic.fold_in(key_t, i) for i in range(4)]
+        fold = jax.vmap(stochastic.fold_in, (None, 0))
+        keys = list(fold(key_t, jnp.arange(4)))
       attended = self._attend(
         params,
         normalise(at_step['features'], self.feature_norm, params),

@@ -1,7 +1,9 @@
 """What a child does to itself before it becomes the trainer."""
 
 import os
+import pathlib
 import resource
+import sys
 import time
 
 import numpy as np
@@ -53,22 +55,58 @@ def _tell(owner, name, phase):
   setattr(owner, name, told)
 
 
+def only_saves():
+  """Instead of training: four steps of arithmetic, saved as training is."""
+  from experiments import workdir
+  from experiments.checkpoint import Checkpoints
+
+  flag = next(a for a in sys.argv if a.startswith('--workdir='))
+  directory = pathlib.Path(flag.partition('=')[2])
+  first = {'w': np.arange(600, dtype=np.float32).reshape(20, 30),
+           'step': np.zeros((), np.int32)}  # fmt: skip
+  with workdir.owned(directory):
+    checkpoints = Checkpoints(directory, 1, {'seed': 0})
+    state = checkpoints.restore_latest(first) or first
+    for step in range(int(state['step']) + 1, 5):
+      w = np.sin(np.asarray(state['w']) + np.float32(step))
+      state = {'w': w, 'step': np.asarray(step, np.int32)}
+      print(f'step {step}/4', flush=True)
+      if step % 2 == 0:
+        checkpoints.save_best(step, state, 0.5)
+        checkpoints.save(step, state)
+    checkpoints.close()
+  sys.exit()
+
+
 def slow_extractor():
-  """Half a second a video."""
+  """Features take half a second a batch."""
+  _extractor(0.5)
+
+
+def fast_extractor():
+  """The same features at once."""
+  _extractor(0.0)
+
+
+def _extractor(seconds):
   from data import features
 
-  features.EXTRACTORS['efficientnet_lite0'] = SlowExtractor
+  features.EXTRACTORS['efficientnet_lite0'] = lambda: Cells(seconds)
 
 
-class SlowExtractor:
+class Cells:
   """Means of the picture's cells, and a line for each call."""
 
+  batch_size = 6
   image_size = (14, 14)
   feature_shape = (49, 3)
-  identity = {'extractor': 'slow', 'weights': 'none'}  # noqa: RUF012
+  identity = {'extractor': 'cells', 'weights': 'none'}  # noqa: RUF012
+
+  def __init__(self, seconds):
+    self._seconds = seconds
 
   def extract(self, frames):
     print('PHASE features', flush=True)
-    time.sleep(0.5)
+    time.sleep(self._seconds)
     cells = frames.reshape(-1, 7, 2, 7, 2, 3).mean((2, 4)) / 255
     return cells.reshape(-1, 49, 3).astype(np.float16)

@@ -1,6 +1,7 @@
 /* Faults at the n-th file operation below a folder, for LD_PRELOAD.
  *
  * FAULT_ROOT  folder; operations elsewhere pass and are not counted
+ * FAULT_MATCH if set, only operations whose path contains it are counted
  * FAULT_AT    n, from 1; 0 or unset: none
  * FAULT_KIND  kill: SIGKILL before the operation. ENOSPC, EDQUOT, EFBIG: that
  *             operation and all later ones that need space fail so. EIO, EROFS:
@@ -27,6 +28,7 @@
 enum { WRITES, SPACE, READS }; /* What an operation does to the disk. */
 
 static atomic_int count;
+static atomic_int failing; /* the n-th was reached */
 
 static void resolve(int directory, const char *path, char *out) {
   char link[64];
@@ -52,12 +54,14 @@ static int fault(const char *name, int directory, const char *path,
                  int does_what) {
   const char *root = getenv("FAULT_ROOT"), *at = getenv("FAULT_AT");
   const char *kind = getenv("FAULT_KIND"), *log = getenv("FAULT_LOG");
+  const char *match = getenv("FAULT_MATCH");
   char full[PATH_MAX];
   int number, limit = at ? atoi(at) : 0;
   if (!root || !*root) return 0;
   if (does_what == READS && !getenv("FAULT_READS")) return 0;
   resolve(directory, path, full);
   if (strncmp(full, root, strlen(root))) return 0;
+  if (match && !failing && !strstr(full, match)) return 0;
   number = atomic_fetch_add(&count, 1) + 1;
   if (log && *log) {
     int file = syscall(SYS_openat, AT_FDCWD, log,
@@ -72,6 +76,7 @@ static int fault(const char *name, int directory, const char *path,
     if (number == limit) syscall(SYS_kill, getpid(), SIGKILL);
     return 0;
   }
+  failing = 1;
   if (!strcmp(kind, "EIO") || !strcmp(kind, "EROFS")) {
     errno = kind[1] == 'I' ? EIO : EROFS;
     return does_what != READS;

@@ -1,6 +1,7 @@
 """Runs of several processes on this machine, and what befalls one of them."""
 
 import functools
+import os
 import pathlib
 import socket
 import time
@@ -86,6 +87,7 @@ def start(
   count: int,
   *flags: str,
   what: str | None = None,
+  slurm: bool = False,
   by_process=lambda process_id: {},
   **changes,
 ) -> list[child_runs.Run]:
@@ -97,6 +99,7 @@ def start(
     count: how many processes.
     *flags: of each.
     what: befalls the processes but the first, of `BEFALLS`.
+    slurm: start them as SLURM does.
     by_process: changes of the config of a process.
     **changes: of the config.
   """
@@ -105,16 +108,25 @@ def start(
     port = probe.getsockname()[1]
   runs = []
   for i in range(count):
-    place = {
+    place: dict = {
       'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
       'JAX_NUM_PROCESSES': count,
       'JAX_PROCESS_ID': i,
     }
+    if slurm:
+      place = {
+        'SLURM_JOB_ID': os.getpid(),
+        'SLURM_LOCALID': i,
+        'SLURM_NTASKS': count,
+        'SLURM_PROCID': i,
+        'SLURM_STEP_NODELIST': 'localhost',
+      }
     before = (functools.partial(BEFALLS[what], i),) if what else ()
     runs.append(
       server.start(
         workdir,
         *flags,
+        *(('--distributed',) if slurm else ()),
         environment=place,
         before=before,
         **{**UNEVEN, **changes, **by_process(i)},

@@ -40,31 +40,27 @@ def faulty(server):
   return server
 
 
-@pytest.fixture(scope='module')
-def operations(faulty, tmp_path_factory):
+def _operations(server, folder, **options) -> list[tuple[str, str]]:
   """What a run does to its files, as (operation, file) in order."""
-  faulty.undisturbed(**SHORT)  # compiles
-  workdir = tmp_path_factory.mktemp('counted') / 'run'
-  log = workdir.parent / 'operations.txt'
+  workdir, log = folder / 'run', folder / 'operations.txt'
   faults = {'FAULT_ROOT': workdir, 'FAULT_LOG': log}
-  run = faulty.finish(workdir, environment=faults, **SHORT)
+  run = server.finish(workdir, environment=faults, **options)
   assert run.wait() == 0, run.output()
   lines = [line.split(' ', 1) for line in log.read_text().splitlines()]
   assert any(name == 'rename' for name, _ in lines), lines
   return [(name, os.path.relpath(path, workdir)) for name, path in lines]
 
 
-def _some(points: list[int]) -> list[int]:
-  number = min(POINTS or len(points), len(points))
+@pytest.fixture(scope='module')
+def operations(faulty, tmp_path_factory):
+  faulty.undisturbed(**SHORT)  # compiles
+  return _operations(faulty, tmp_path_factory.mktemp('counted'), **SHORT)
+
+
+def _some(points: list[int], number: int = POINTS) -> list[int]:
+  number = min(number or len(points), len(points))
   at = np.unique(np.linspace(0, len(points) - 1, number).round().astype(int))
   return [points[i] for i in at]
-
-
-def _last_save(operations) -> list[int]:
-  """Numbers, from 1, of the operations of the last save, with its deletion."""
-  inside = [n for n, (_, p) in enumerate(operations) if 'checkpoints/' in p]
-  first = next(n for n in inside if 'checkpoints/4' in operations[n][1])
-  return list(range(first + 1, inside[-1] + 2))
 
 
 def _finish(server, workdir, expected, why):
@@ -74,39 +70,61 @@ def _finish(server, workdir, expected, why):
   shutil.rmtree(workdir)
 
 
+def _kill_at(server, point, workdir, steps, options):
+  """Kills a run at an operation; finishes it; how many steps it did again.
+
+  Or 'not reached': threads retry, and some runs need an operation less.
+  """
+  faults = {'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': 'kill'}
+  run = server.finish(workdir, environment=faults, **options)
+  assert run.wait() in (-9, 0), run.output()
+  resumed = server.finish(workdir, **options)
+  assert resumed.wait() == 0, (point, resumed.output())
+  if run.wait() == 0:
+    return 'not reached'
+  again = max(len(run.steps()) + len(resumed.steps()) - steps, 0)
+  assert again <= options.get('checkpoint.every', 2)
+  return str(again)
+
+
+def _told(redone, what):
+  counts = '  '.join(f'{n}: {redone[n]} times' for n in sorted(redone))
+  return f'\n{what}: all resumed to the same bits\n  steps redone:  {counts}'
+
+
 @pytest.mark.slow
-def test_a_kill_at_every_operation_of_a_save(
+def test_a_kill_at_every_operation_of_a_run(
   faulty, operations, tmp_path, capsys
 ):
-  """And, if all points are asked for, of the rest of the run."""
   expected = faulty.undisturbed(**SHORT)
-  save = _last_save(operations)
-  every = list(range(1, len(operations) + 1))
-  points = _some(save if POINTS else every)
+  points = _some(list(range(1, len(operations) + 1)))
   redone = collections.Counter()
   for point in points:
     workdir = tmp_path / str(point)
-    faults = {
-      'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': 'kill',
-    }  # fmt: skip
-    run = faulty.finish(workdir, environment=faults, **SHORT)
-    assert run.wait() in (-9, 0), run.output()  # threads: may be one less
-    steps = run.steps()
-    resumed = faulty.finish(workdir, **SHORT)
-    assert resumed.wait() == 0, (operations[point - 1], resumed.output())
+    redone[_kill_at(faulty, point, workdir, 4, SHORT)] += 1
     assert child_runs.result(workdir) == expected, operations[point - 1]
-    again = len(steps) + len(resumed.steps()) - SHORT['train.num_steps']
-    redone[max(again, 0)] += 1
     shutil.rmtree(workdir)
-  assert max(redone) <= SHORT['checkpoint.every']
-  inside = len(set(points) & set(save))
   with capsys.disabled():
-    print(
-      f'\nkill -9 at {inside} of {len(save)} file operations of a save, and at '
-      f'{len(points) - inside} of {len(operations) - len(save)} others: all '
-      'resumed to the same bits\n  steps redone:  '
-      + '  '.join(f'{n}: {redone[n]} times' for n in sorted(redone))
-    )
+    print(_told(redone, f'kill -9 at {len(points)} of {len(operations)} file '
+                        'operations of a run'))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_operation_of_a_save(faulty, tmp_path, capsys):
+  """Of four saves, two deletions of older ones, the lock and the start."""
+  saves = {'before': (child_hooks.only_saves,)}
+  operations = _operations(faulty, tmp_path, **saves)
+  expected = child_runs.digests(tmp_path / 'run')
+  points = _some(list(range(1, len(operations) + 1)), 6 * POINTS)
+  redone = collections.Counter()
+  for point in points:
+    workdir = tmp_path / str(point)
+    redone[_kill_at(faulty, point, workdir, 4, saves)] += 1
+    assert child_runs.digests(workdir) == expected, operations[point - 1]
+    shutil.rmtree(workdir)
+  with capsys.disabled():
+    print(_told(redone, f'kill -9 at {len(points)} of {len(operations)} file '
+                        'operations of saves'))  # fmt: skip
 
 
 @pytest.mark.slow
@@ -147,63 +165,57 @@ def test_a_kill_while_it_restores(faulty, tmp_path, capsys):
     )
 
 
-def _kind_of_file(path: str) -> str:
-  """What a run keeps in a file, without numbers."""
-  parts = path.split('/')
-  if parts[0] not in ('checkpoints', 'best'):
-    return parts[0]
-  kind = next((p for p in parts if p in ('state', 'integrity')), '')
-  if 'manifest' in parts[-1]:
-    kind = 'manifest'
-  return f'{parts[0]}/{kind}'
+# From the first operation on such a file on the disk fails; the step that is
+# then safe.
+FILES = {
+  '/.lock': 'none',
+  '/.label_map.txt': 'none',
+  '/.data.json': 'none',
+  '/.config.json': 'none',
+  '/metrics.jsonl': 'none',
+  '/tensorboard/': 'none',
+  '/checkpoints/2.orbax': 'none',
+  '/ocdbt.process_0/d/': 'none',  # the arrays
+  '/integrity': 'none',
+  '/checkpoints/2/.manifest.json': 'none',
+  '/best/4.orbax': '2',
+  '/best/4/.manifest.json': '2',
+  '/checkpoints/4.orbax': '2',
+  '/checkpoints/4/.manifest.json': '2',
+  '/.metrics.json': '4',
+  '/.table.txt': '4',
+}
 
 
 @pytest.mark.slow
-def test_a_disk_that_fails_at_every_kind_of_file(
-  faulty, operations, tmp_path, capsys
-):
+def test_a_disk_that_fails_at_every_kind_of_file(faulty, tmp_path, capsys):
   expected = faulty.undisturbed(**SHORT)
-  points = {}
-  for number, (name, path) in enumerate(operations, start=1):
-    if name in ('write', 'pwrite', 'mkdir', 'open'):
-      points.setdefault(_kind_of_file(path), []).append(number)
-  assert len(points) >= 8, points
-  # The first and the last of each kind, and any others that are asked for.
-  chosen = {n for numbers in points.values() for n in numbers[:: len(numbers)]}
-  chosen |= set(_some(list(range(1, len(operations) + 1))))
   rows = []
-  for point, reason in zip(sorted(chosen), itertools.cycle(REASONS)):
-    workdir = tmp_path / str(point)
+  for (match, good), reason in zip(FILES.items(), itertools.cycle(REASONS)):
+    workdir = tmp_path / str(len(rows))
     faults = {
-      'FAULT_ROOT': workdir, 'FAULT_AT': point, 'FAULT_KIND': reason,
+      'FAULT_ROOT': workdir, 'FAULT_MATCH': match, 'FAULT_AT': 1,
+      'FAULT_KIND': reason,
     }  # fmt: skip
     run = faulty.finish(workdir, environment=faults, **SHORT)
-    where = (reason, operations[point - 1], run.output())
-    code = run.wait()
-    assert code in (3, 0), where  # 0: nothing left that needs space
+    where = (reason, match, run.output())
+    assert run.wait() == 3, where
     assert 'Traceback' not in run.output(), where
-    good = 'none needed'
-    if code == 3:
-      assert REASONS[reason] in run.output(), where
-      told = re.search(r'are free in .* Last good step: (\w+)', run.output())
-      finished = [
-        int(p.parent.name)
-        for p in (workdir / 'checkpoints').glob('*/manifest.json')
-      ]
-      if told is None:  # before there was a directory
-        assert not finished, where
-      else:
-        good = told[1]
-        assert good in map(str, [*finished, 'none']), where
-    rows.append((point, reason, _kind_of_file(operations[point - 1][1]), good))
+    assert REASONS[reason] in run.output(), where
+    message = r'It needs .* MB; .* MB are free in .* Last good step: (\w+)\.'
+    told = re.search(message, run.output())
+    if match != '/.lock' or told:  # EROFS: it cannot even be opened
+      assert told and told[1] == good, where
+    manifest = workdir / 'checkpoints' / good / 'manifest.json'
+    assert good == 'none' or manifest.exists(), where
+    rows.append((match, reason, good))
     _finish(faulty, workdir, expected, where)
   with capsys.disabled():
-    print(
-      f'\n{len(rows)} of {len(operations)} operations from which on the '
-      'disk failed: one message, exit code 3; all resumed to the same bits'
-    )
+    print(f'\nthe disk fails from the first operation on a file on, '
+          f'{len(rows)} times: one message, exit code 3; all resumed to the '
+          'same bits')  # fmt: skip
     for row in rows:
-      print('  at {:4} {:7} {:24} last good step: {}'.format(*row))
+      print('  {:30} {:7} last good step: {}'.format(*row))
 
 
 @pytest.mark.slow

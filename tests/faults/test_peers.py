@@ -65,6 +65,11 @@ def test_two_processes_are_one_run(one, two, server, tmp_path, capsys):
     print(f'\n2 processes: within {apart:.1e} of one; twice: the same bits')
 
 
+def test_slurm_starts_the_same_run(two, server, tmp_path):
+  peer_runs.finish(server, tmp_path / 'run', 2, slurm=True)
+  assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
+
+
 def test_four_processes_are_one_run(server, tmp_path, capsys):
   """Of a network that draws boundaries and looks, with REINFORCE's baseline."""
   model = {'model.name': 'hm_reinforce'}
@@ -118,7 +123,7 @@ def test_a_stopped_process_is_named(stopped, server, tmp_path, capsys):
 
 def test_a_stuck_process_is_named(server, tmp_path):
   runs = peer_runs.start(
-    server, tmp_path / 'run', 2, '--watchdog_s=20', what='stuck'
+    server, tmp_path / 'run', 2, '--watchdog_s=90', what='stuck'
   )
   codes, _ = _ends(runs, time.monotonic())
   assert codes == [3, 3]

@@ -1,0 +1,71 @@
+"""The benchmarks at tiny sizes: what they write, and what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import forward, pipeline, scaling, streaming
+
+_SIZES = {
+  'batch': 2, 'steps': 3, 'locations': 4, 'size': 5, 'hidden': 3, 'layers': 2,
+  'classes': 3, 'repeats': 1,
+}  # fmt: skip
+
+
+def _run(program, tmp_path, *flags, without=()):
+  """What a program wrote to --json."""
+  path = tmp_path / 'result.json'
+  sizes = [f'--{k}={v}' for k, v in _SIZES.items() if k not in without]
+  program.main([*sizes, '--clock=cpu', f'--json={path}', *flags])
+  return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_forward(tmp_path, capsys):
+  result = _run(forward, tmp_path)
+  seconds = result['seconds']
+  assert result['ratios']['hard'] == seconds['hard'] / seconds['soft']
+  assert set(seconds) == {'hard', 'as_soft', 'reinforce', 'soft'}
+  assert 'B=2 T=3 N=4 D=5 H=3 L=2' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_streaming(tmp_path, capsys):
+  without = ('batch', 'steps')
+  result = _run(streaming, tmp_path, '--frames=4', without=without)
+  assert result['compiled'] == 1
+  assert result['ratios']['1.0'] == 1
+  assert list(result['seconds']) == [str(r) for r in streaming.RATES]
+  assert 'boundary rate' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_pipeline(tmp_path, capsys):
+  result = _run(pipeline, tmp_path, '--locations=49', '--clips=3')
+  assert result['megabytes'] == 2 * 3 * 49 * 5 * 2 / 1e6
+  assert result['ratios']['step'] == 1
+  assert 'step_and_pipeline' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path, capsys):
+  result = _run(scaling, tmp_path, '--sweeps=T,B', '--factors=2')
+  sweep = result['sweeps']['T']
+  assert sweep['sizes'] == [3, 6]
+  assert len(sweep['remat_bytes']) == len(sweep['seconds']) == 2
+  assert 'remat_bytes' not in result['sweeps']['B']
+  assert 'exponent' in capsys.readouterr().out
+
+
+def test_an_exponent_is_that_of_a_power():
+  sizes = [1, 2, 4, 8, 16]
+  costs = 3.0 * np.array(sizes) ** 0.5
+  assert scaling.exponent(sizes, costs) == pytest.approx(0.5)
+
+
+def test_an_unknown_sweep_is_one_line(capsys):
+  with pytest.raises(SystemExit) as error:
+    scaling.main(['--sweeps=T,Q'])
+  assert error.value.code == 2
+  assert 'expected some of T,B,H,L' in capsys.readouterr().err
