@@ -252,6 +252,7 @@ FIELDS: dict[str, Field] = {
 ADDED = {
   'data.store_dtype': 'float16',
   'data.on_bad_video': 'error',
+  'data.weights': '',
   'train.model_devices': 1,
   'model.dtype': 'float32',
   'model.backward': 'deferred',
