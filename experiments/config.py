@@ -253,7 +253,6 @@ ADDED = {
   'data.weights': '',
   'data.store_dtype': 'float16',
   'data.on_bad_video': 'error',
-  'data.weights': '',
   'train.model_devices': 1,
   'model.dtype': 'float32',
   'model.backward': 'deferred',
