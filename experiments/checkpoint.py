@@ -250,12 +250,17 @@ class _Directory:
       raise StorageError(f'{path}: {e.strerror or e}.') from e
 
   def steps(self) -> list[int]:
-    """Steps of the states, ascending; who only reads sees finished ones."""
-    return [
+    """Steps of the states, ascending; who only reads sees finished ones.
+
+    All processes call it and get what process 0 sees: a shared disk may show
+    another of them less, which would then go on from another step.
+    """
+    found = [
       step
       for step in sorted(self._manager.all_steps())
       if not self._read_only or self.is_finished(step)
     ]
+    return distributed.from_first(found)
 
   def is_finished(self, step: int) -> bool:
     """Whether all of a state was written; it may be damaged since."""
@@ -293,6 +298,8 @@ class _Directory:
       distributed.wait()
       self.restore(step, state, {})
     except Exception as e:  # Orbax and TensorStore raise what they like
+      if distributed.is_connection(e):  # not the disk
+        raise
       if distributed.is_first():
         integrity.drop_manifest(self.path / str(step))
       raise storage.refusal(
@@ -322,14 +329,17 @@ class _Directory:
         f'{self.path / str(step)}: a checkpoint of another run or model (by '
         f'hman_jax {record["version"]}; this is {__version__}):\n  '
         + '\n  '.join(lines)
-        + '\nGive another --workdir, or the old values to continue it.'
+        + '\nGive another --workdir, or the old values to continue it; or '
+        '--allow_config_change=FIELD,... for fields of the config.'
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
       state = self._manager.restore(step, args=args).state
     except Exception as e:
-      raise _DamagedError(_first_line(e)) from e
+      if distributed.is_connection(e):
+        raise
+      raise self._unreadable(step, e) from e
     found = distributed.exchange(integrity.damaged_arrays(state, record))
     wrong = sorted(set().union(*found))
     if wrong:
@@ -349,10 +359,25 @@ class _Directory:
     try:
       record = self._manager.restore(step, args=args).integrity
     except Exception as e:
-      raise _DamagedError(f'no readable record: {_first_line(e)}') from e
+      if distributed.is_connection(e):
+        raise
+      raise self._unreadable(step, e) from e
     if not integrity.is_sealed(record) or record['step'] != step:
       raise _DamagedError('its record is not as it was written')
     return record
+
+  def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+    """Of whole files: memory, rights or another process are at fault.
+
+    It is not set aside, and one process that cannot read it ends alone: the
+    others are told by the watchdog.
+    """
+    return CheckpointError(
+      f'{self.path / str(step)}: the checkpoint of step {step} cannot be read '
+      f'({_first_line(error)}), though its files have their checksums. It is '
+      'left as it is: see to memory, rights and the disk, and run the same '
+      'command again.'
+    )
 
   def delete(self, step: int) -> None:
     """Deletes a state."""

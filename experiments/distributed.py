@@ -363,6 +363,11 @@ def leave(code: int, message: str) -> None:
   os._exit(code)
 
 
+def is_connection(error: Exception) -> bool:
+  """Whether an error may come of another process that is gone."""
+  return _group is not None and bool(_CONNECTION.search(str(error)))
+
+
 def lost(error: Exception) -> NoReturn:
   """Ends this process after an error that a lost one may have caused.
 
@@ -373,7 +378,7 @@ def lost(error: Exception) -> NoReturn:
   time.sleep(SUSPECT_S + 3.0)
   text = str(error).strip() or type(error).__name__
   first = text.splitlines()[0]
-  if _CONNECTION.search(text):
+  if is_connection(error):
     code = PeerError.exit_code
     first = f'the connection to another process is lost: {first}'
     print(f'error: process {index()}: {first}', file=sys.stderr)
