@@ -355,17 +355,17 @@ class _Watch:
     self._pending: tuple | None = None
 
   def add(self, step: int, metrics: dict, batch: pipeline.Batch) -> None:
-    """Checks the step before, and takes this one."""
+    """Checks the step before, and takes this one, out of it the signal."""
     self.check()
-    self._pending = step, metrics, batch['clip']
+    self._pending = step, metrics, metrics.pop('signal', 0), batch['clip']
 
   def check(self) -> None:
     """Raises `NonFiniteError` if the last step taken is one too many."""
     if self._pending is None:
       return
-    step, metrics, clips = self._pending
+    step, metrics, signal, clips = self._pending
     self._pending = None
-    self._stop.agreed = int(metrics.get('signal', 0)) or self._stop.agreed
+    self._stop.agreed = int(signal) or self._stop.agreed
     if not float(metrics['nonfinite']):
       return
     skipped = metrics['skipped']
@@ -377,7 +377,9 @@ class _Watch:
     )
     allowed = self._train.max_skipped
     if self._train.on_nonfinite == 'skip' and int(skipped) <= allowed:
-      print(f'WARNING: {what}; skipped ({int(skipped)} of {allowed})')
+      print(
+        f'WARNING: {what}; skipped ({int(skipped)} of {allowed})', flush=True
+      )
       return
     raise NonFiniteError(
       f'{what}. Nothing of this step is kept; last good checkpoint: step '
@@ -421,9 +423,6 @@ def run(
   steps_per_epoch = len(splits.train) / train.batch_size
   distributed.beat('making the model')
   state = init_state(config, model, optimizer, shape)
-  if distributed.count() > 1:  # of unlike machines, perhaps
-    first = integrity.make(0, state, {})['arrays']
-    distributed.check_same({f'the first {k}': v for k, v in first.items()})
   places = sharding.of_state(state, mesh)
   distributed.beat('reading the latest checkpoint')
   restored = checkpoints.restore_latest(sharding.put(state, places))
@@ -432,6 +431,9 @@ def run(
     params = models.with_statistics(state.params, *statistics)
     averaged = _copy(params) if train.ema_decay else None
     state = state._replace(params=params, averaged=averaged)
+  if restored is None and distributed.count() > 1:  # of unlike machines?
+    first = integrity.make(0, state, {})['arrays']
+    distributed.check_same({f'the first {k}': v for k, v in first.items()})
   state = restored or sharding.put(state, places)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
