@@ -1,5 +1,6 @@
 """Stopping on a signal: the first asks, the second ends at once."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -67,4 +68,5 @@ class Stop:
       os._exit(128 + number)
     self.signal = number
     name = signal.Signals(number).name
-    os.write(2, f'\n{name}: stopping; again to stop at once\n'.encode())
+    with contextlib.suppress(OSError):  # no screen: the second is heard still
+      os.write(2, f'\n{name}: stopping; again to stop at once\n'.encode())

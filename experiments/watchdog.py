@@ -7,11 +7,11 @@ is furthest behind is stuck. Without this, those that wait for it in a
 collective wait for ever.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -212,10 +212,13 @@ class Watchdog:
         self._end(verdict)
 
   def _end(self, verdict: Verdict) -> None:
-    sys.stdout.flush()
-    if verdict.stacks:
-      print(f'stacks of {self._name}:', file=sys.stderr, flush=True)
-      faulthandler.dump_traceback(sys.stderr, all_threads=True)
-    # One write: the lines of several processes must not mix.
-    os.write(2, f'error: process {self._index}: {verdict.message}\n'.encode())
+    # Not by way of sys.stdout and sys.stderr, whose locks a stuck thread may
+    # hold; and it ends also where nothing can be told, as on a full disk.
+    with contextlib.suppress(OSError):
+      if verdict.stacks:
+        os.write(2, f'stacks of {self._name}:\n'.encode())
+        faulthandler.dump_traceback(2, all_threads=True)
+      # One write: the lines of several processes must not mix.
+      text = f'error: process {self._index}: {verdict.message}\n'
+      os.write(2, text.encode())
     os._exit(PeerError.exit_code)

@@ -55,6 +55,11 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
         f'{workdir}: in use by {owner}. Wait for it or stop it, or give '
         'another --workdir.'
       ) from e
+    except OSError as e:
+      raise StorageError(
+        f'{path}: cannot be locked: {e.strerror}. Give a --workdir on a file '
+        'system that has locks (flock).'
+      ) from e
     now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
     text = f'process {os.getpid()} on {socket.gethostname()} since {now}'
     try:
