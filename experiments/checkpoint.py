@@ -321,7 +321,9 @@ class _Directory:
         f'(hman_jax {__version__}).'
       )
     lines = integrity.fingerprint_differences(
-      {**_ADDED, **written}, fingerprint
+      # A state from before there was a digest of the videos is of any.
+      {**_ADDED, 'videos': fingerprint.get('videos'), **written},
+      fingerprint,
     )
     lines += integrity.shape_differences(like, record)
     if lines:

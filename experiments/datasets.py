@@ -1,5 +1,6 @@
 """From a config to the clips of training, validation and test."""
 
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ class Splits(NamedTuple):
     train, validation, test: see `data.pipeline`.
     preprocessing: how a video becomes features, JSON-able: for the workdir.
     skipped: names of clips left out, since their videos are bad.
+    videos: digest of the bytes of all videos, in order; empty without videos.
   """
 
   train: pipeline.ClipSource
@@ -25,6 +27,7 @@ class Splits(NamedTuple):
   test: pipeline.ClipSource
   preprocessing: dict
   skipped: tuple[str, ...] = ()
+  videos: str = ''
 
 
 def load(
@@ -89,6 +92,7 @@ def _videos(config, should_stop) -> Splits:
     should_stop=should_stop,
   )
   sources, skipped = {}, []
+  videos = hashlib.sha256()
   for name, part in zip(parts._fields, parts):
     kept = [c for c in part if c.path in prepared.paths]
     left_out = [c.name for c in part if c.path in prepared.bad]
@@ -106,6 +110,11 @@ def _videos(config, should_stop) -> Splits:
       videos=[c.path for c in kept],
     )
     skipped += left_out
+    for clip in kept:  # a record has the name of its video's SHA-256
+      videos.update(f'{prepared.paths[clip.path].stem}\n'.encode())
   return Splits(
-    **sources, preprocessing=dict(extractor.identity), skipped=tuple(skipped)
+    **sources,
+    preprocessing=dict(extractor.identity),
+    skipped=tuple(skipped),
+    videos=videos.hexdigest(),
   )

@@ -113,7 +113,7 @@ def fingerprint(
 
   Returns:
     Fields of the config that change numbers, the class names, the digest of
-    the data's identity, the clips left out of them.
+    the data's identity, the clips left out of them, the digest of the videos.
   """
   fields = config_lib.flatten(config.to_dict())
   identity = _json(_identity(splits)).encode()
@@ -126,12 +126,14 @@ def fingerprint(
     'class_names': list(splits.train.class_names),
     'data': hashlib.sha256(identity).hexdigest(),
     'skipped_clips': list(splits.skipped),
+    'videos': splits.videos,
   }
 
 
 def _identity(splits: Splits) -> dict:
   sources = splits._asdict()
   del sources['skipped']  # the sources' identities say it
+  del sources['videos']  # runs from before it have none: see fingerprint
   identity = {
     'preprocessing': sources.pop('preprocessing'),
     'feature_shape': list(splits.train.feature_shape),
