@@ -68,6 +68,8 @@ class Checkpoints:
       for name, value in (fingerprint or {}).items()
       if name not in allowed
     }
+    # Now: the files may change while this program runs.
+    self._code = distributed.code_digest()
     self._read_only = read_only
     self._refuse_damaged = refuse_damaged or read_only
     self._latest = _Directory(workdir / 'checkpoints', read_only)
@@ -84,7 +86,7 @@ class Checkpoints:
       StorageError: if it cannot be written; older states are as they were.
     """
     if step not in self._latest.steps():
-      self._latest.save(step, state, self._fingerprint or {})
+      self._latest.save(step, state, self._proof())
     for old in self._latest.steps()[: -self._keep]:
       self._latest.delete(old)
 
@@ -92,8 +94,7 @@ class Checkpoints:
     """Saves the state if its score is the highest so far; raises as `save`."""
     best = self.best_score()
     if best is None or (score >= best[1] and step > best[0]):
-      fingerprint = {**(self._fingerprint or {}), 'score': score}
-      self._best.save(step, state, fingerprint)
+      self._best.save(step, state, {**self._proof(), 'score': score})
     for old in self._best.steps()[:-1]:
       self._best.delete(old)
 
@@ -134,6 +135,7 @@ class Checkpoints:
       step = steps[-1]
       try:
         state = self._latest.restore(step, like, self._expected)
+        written = self._latest.record(step)['fingerprint']
       except _DamagedError as e:
         path = self._latest.path / str(step)
         what = f'{path}: the checkpoint of step {step} is damaged ({e})'
@@ -150,6 +152,14 @@ class Checkpoints:
         continue
       if damaged and distributed.is_first():
         print(f'WARNING: going on from step {step}', flush=True)
+      if self._fingerprint and distributed.is_first():
+        for name, value in self._made_by().items():
+          if written.get(name, value) != value:
+            print(
+              f'WARNING: step {step} was made by other {name}: was '
+              f'{written[name]:.12}, is {value:.12}; its numbers may differ',
+              flush=True,
+            )
       return state
     if damaged:
       raise CheckpointError(
@@ -175,6 +185,13 @@ class Checkpoints:
     """Waits for what is being written."""
     self._latest.close()
     self._best.close()
+
+  def _made_by(self) -> dict[str, str]:
+    """What may change between two starts of a run; told, not refused."""
+    return {'code': self._code, 'jax': jax.__version__}
+
+  def _proof(self) -> dict[str, Any]:
+    return {**(self._fingerprint or {}), **self._made_by()}
 
   def _best_damaged(self, step: int, why: str) -> CheckpointError:
     path = self._best.path / str(step)
