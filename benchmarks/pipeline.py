@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import command, measure
 from configs import default
-from data import pipeline
+from data import pipeline, store
 from data.features import VideoFeatures
 from experiments import config as config_lib
 from experiments import train
@@ -47,7 +47,9 @@ def _source(args: argparse.Namespace, folder: pathlib.Path) -> VideoFeatures:
   for path in paths:
     length = int(rng.integers(args.steps, 2 * args.steps + 1))
     shape = (length, args.locations, args.size)
-    np.save(path, rng.random(shape, np.float32).astype(np.float16))
+    writer = store.Writer(path, shape[1:], 'float16')
+    writer.append(rng.random(shape, np.float32).astype(np.float16))
+    writer.commit({'name': 'benchmark'}, length, length)
   return VideoFeatures(
     [path.stem for path in paths],
     paths,

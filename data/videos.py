@@ -376,7 +376,11 @@ def _to_array(frame: _Frame, size: tuple[int, int] | None) -> np.ndarray:
   if exchange:
     height, width = width, height
   array = frame.picture.reformat(
-    width=width, height=height, format='rgb24', interpolation='BILINEAR'
+    width=width,
+    height=height,
+    format='rgb24',
+    interpolation='BILINEAR',
+    threads=1,  # others are started anew for each frame, and pile up
   ).to_ndarray()
   if exchange:
     array = array.swapaxes(0, 1)

@@ -227,8 +227,8 @@ class FeatureRecogniser:
 
 def _block_keys(keys: jax.Array | None, start: int) -> jax.Array | None:
   """The draws' keys in the block that begins at a frame."""
-  if keys is None:
-    return None
+  if keys is None or not start:
+    return keys
   return jax.vmap(jax.random.fold_in, (0, None))(keys, start)
 
 

@@ -255,7 +255,7 @@ def test_draws_are_as_the_config_says_or_refused():
   assert VideoRecogniser(sampled, Stub(), num_samples=0).num_samples == 0
   assert VideoRecogniser(_untrained(), Stub()).num_samples == 0
   for name in ('lstm_soft', 'softmax_regression'):
-    run = _untrained(**{'model.name': name, 'eval.boundary_mode': 'sample'})
+    run = _untrained(**{'model.name': name})
     assert VideoRecogniser(run, Stub()).num_samples == 0
     with pytest.raises(HmanError, match=r'num_samples: .*draws no boundaries'):
       VideoRecogniser(run, Stub(), num_samples=2)

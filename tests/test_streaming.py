@@ -57,8 +57,8 @@ def _assert_equal_to_clip(model, variables, x, given=None, **options):
     stream, output = next_frame(variables, before, x[:, t], **at)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     expected = jax.tree.map(lambda y, t=t: y[:, t], clip)
-    chex.assert_trees_all_close(output, expected, atol=1e-6)
-  chex.assert_trees_all_close(stream.state, whole.state, atol=1e-6)
+    chex.assert_trees_all_close(output, expected, atol=3e-6)
+  chex.assert_trees_all_close(stream.state, whole.state, atol=3e-6)
   assert int(stream.num_frames) == T
   assert next_frame._cache_size() == 1
   return whole
@@ -117,9 +117,13 @@ def test_a_product_that_is_erased_is_not_made(
   monkeypatch, before, now, products
 ):
   made, dot = [], precision.dot
-  monkeypatch.setattr(
-    precision, 'dot', lambda x, w, *a: (made.append(w.ndim), dot(x, w, *a))[1]
-  )
+
+  def counted(x, kernel, *options):
+    if not isinstance(x, jax.core.Tracer):  # of one that asks for its shape
+      made.append(kernel.ndim)
+    return dot(x, kernel, *options)
+
+  monkeypatch.setattr(precision, 'dot', counted)
   cell = HMLSTM((4, 4, 4), boundary='given', skip_copies=True)
   params = cell.init(jax.random.key(0), D)
   state = cell.initial_state((1,))._replace(z=jnp.asarray([before]))
