@@ -36,23 +36,11 @@ from experiments import datasets
 
 import data_trees
 import video_files
+from quarters import Quarters
 
 NOBODY = 65534
 NUM_CUTS = 30
 SPLITS = 'testTrainMulti_7030_splits'
-
-
-class Quarters:
-  """An extractor for tests: the mean colour of each quarter."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  batch_size = 8
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    return parts.reshape(len(frames), 4, 3).astype(np.float16)
 
 
 class Good(NamedTuple):

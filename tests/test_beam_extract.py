@@ -15,6 +15,7 @@ from data.errors import DataError
 
 import data_trees
 import video_files
+from quarters import Quarters
 
 ROOT = pathlib.Path(__file__).parents[1]
 REAL = os.environ.get('HMAN_REAL_DATA')
@@ -26,19 +27,6 @@ pytestmark = [
     reason="pip install -e '.[beam]'",
   ),
 ]
-
-
-class Quarters:
-  """An extractor for tests: the mean colour of each quarter."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  batch_size = 8
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    return parts.reshape(len(frames), 4, 3).astype(np.float16)
 
 
 @pytest.fixture(autouse=True)

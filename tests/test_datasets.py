@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from configs import hmdb51 as hmdb51_recipe
@@ -27,6 +26,7 @@ from experiments import config as config_lib
 from experiments import datasets
 
 import data_trees
+from quarters import Quarters
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -780,19 +780,6 @@ def test_lists_below_the_root(tree):
 
 
 # --- the main job -----------------------------------------------------------
-
-
-class Quarters:
-  """An extractor for tests: the mean colour of each quarter."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  batch_size = 8
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    return parts.reshape(len(frames), 4, 3).astype(np.float16)
 
 
 TREES = {
