@@ -113,21 +113,6 @@ def decode(
   return np.stack(arrays)
 
 
-def count_frames(path: str | pathlib.Path) -> int:
-  """Decodes a video and counts its frames, keeping none.
-
-  Args:
-    path: a video file, or a folder of frames.
-
-  Returns:
-    The number of frames that `decode` gives, >= 1.
-
-  Raises:
-    VideoError: as `decode`.
-  """
-  return sum(1 for _ in _frames(pathlib.Path(path)))
-
-
 def read_header(path: str | pathlib.Path) -> Header:
   """What a video says of itself, without decoding it.
 

@@ -325,7 +325,7 @@ def test_the_name_does_not_tell_the_kind(tmp_path):
 @pytest.mark.parametrize('kind', sorted(FILES))
 def test_whole_files_are_whole(tmp_path, kind):
   path = _write(tmp_path, kind, _textured(19))
-  assert len(decode(path, (8, 8))) == videos.count_frames(path) == 19
+  assert len(decode(path, (8, 8))) == len(list(videos.stream(path, []))) == 19
   header = videos.read_header(path)
   assert header.kind == containers.check(path)
   assert (header.height, header.width) == (48, 64)
@@ -456,7 +456,7 @@ def test_intact_real_clips_are_intact_and_cut_ones_are_not(tmp_path):
   clips = sorted(videos_folder.glob('*/*.avi'))
   for clip in clips:
     assert containers.check(clip) == 'avi'
-    assert 15 <= videos.count_frames(clip) <= 40
+    assert 15 <= len(list(videos.stream(clip, []))) <= 40
   cut = tmp_path / 'cut.avi'
   rng = np.random.default_rng(0)
   for clip in clips[::20]:

@@ -703,7 +703,7 @@ def test_ten_minutes_take_the_memory_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     count, peak = map(int, done.stdout.split()[-2:])
     assert count == 60 * 25 * minutes
-    assert videos.count_frames(out / 'overlay.mp4') == count
+    assert len(list(videos.stream(out / 'overlay.mp4', []))) == count
     peaks[minutes] = peak / 1024
   print(f'peak MiB by minutes: {peaks}')
   assert peaks[10] < peaks[1] + 64
