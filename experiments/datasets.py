@@ -104,8 +104,8 @@ def _videos(config, should_stop) -> Splits:
       identity={
         **dataset.identity,
         'part': name,
-        'skipped': left_out,
         **extractor.identity,
+        **({'skipped': left_out} if left_out else {}),
       },
       videos=[c.path for c in kept],
     )
