@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from experiments import config as config_lib
 from experiments import distributed, integrity, storage
+from experiments import workdir as workdir_lib
 from experiments.errors import CheckpointError, NonFiniteError, StorageError
 from hman_jax import __version__
 
@@ -44,7 +45,8 @@ class Checkpoints:
     workdir: the working directory.
     keep: how many of the latest states to keep.
     fingerprint: what the run is; a state in which a part of it was another is
-      refused. None: any run's.
+      refused, but for what it was before a change that was allowed
+      (`workdir.changes`). None: any run's.
     refuse_damaged: raise at a damaged state, where the one before it would do.
     read_only: for programs beside the one that trains: nothing is written,
       moved or cleaned, and a damaged state is refused.
@@ -68,6 +70,9 @@ class Checkpoints:
       for name, value in (fingerprint or {}).items()
       if name not in allowed
     }
+    self._earlier = distributed.from_first(
+      workdir_lib.changes(workdir) if distributed.is_first() else None
+    )
     # Now: the files may change while this program runs.
     self._code = distributed.code_digest()
     self._read_only = read_only
@@ -102,13 +107,15 @@ class Checkpoints:
     """(step, score) of the best state, or None.
 
     Raises:
-      CheckpointError: if its record is damaged.
+      CheckpointError: if its record is damaged, or of another run.
     """
     if not self._best.steps():
       return None
     step = self._best.steps()[-1]
     try:
-      return step, self._best.record(step)['fingerprint']['score']
+      record = self._best.record(step)
+      self._best.check(step, record, self._expected, self._earlier)
+      return step, record['fingerprint']['score']
     except (_DamagedError, KeyError) as e:
       raise self._best_damaged(step, str(e)) from e
 
@@ -134,7 +141,7 @@ class Checkpoints:
     while steps := self._latest.steps():
       step = steps[-1]
       try:
-        state = self._latest.restore(step, like, self._expected)
+        state = self._latest.restore(step, like, self._expected, self._earlier)
         written = self._latest.record(step)['fingerprint']
       except _DamagedError as e:
         path = self._latest.path / str(step)
@@ -175,9 +182,7 @@ class Checkpoints:
       return None
     step = self._best.steps()[-1]
     try:
-      # The best may be older than a change that was allowed.
-      expected = self._expected if self._read_only else {}
-      return self._best.restore(step, like, expected)
+      return self._best.restore(step, like, self._expected, self._earlier)
     except _DamagedError as e:
       raise self._best_damaged(step, str(e)) from e
 
@@ -281,7 +286,10 @@ class _Directory:
 
   def is_finished(self, step: int) -> bool:
     """Whether all of a state was written; it may be damaged since."""
-    return integrity.is_finished(self.path / str(step))
+    try:
+      return integrity.is_finished(self.path / str(step))
+    except OSError as e:
+      raise self._unreadable(step, e) from e
 
   def reload(self) -> None:
     """Looks at the disk again."""
@@ -327,30 +335,17 @@ class _Directory:
         leave_out=step,
       ) from e
 
-  def restore(self, step: int, like: Any, fingerprint: Mapping) -> Any:
+  def restore(
+    self,
+    step: int,
+    like: Any,
+    fingerprint: Mapping,
+    earlier: Mapping[str, list] | None = None,
+  ) -> Any:
     """Reads a state and proves it."""
     record = self.record(step)
-    written = record['fingerprint']
-    if written['format'] != FORMAT:
-      raise CheckpointError(
-        f'{self.path / str(step)}: checkpoint of format {written["format"]} '
-        f'(hman_jax {record["version"]}); this version reads {FORMAT} '
-        f'(hman_jax {__version__}).'
-      )
-    lines = integrity.fingerprint_differences(
-      # A state from before there was a digest of the videos is of any.
-      {**_ADDED, 'videos': fingerprint.get('videos'), **written},
-      fingerprint,
-    )
-    lines += integrity.shape_differences(like, record)
-    if lines:
-      raise CheckpointError(
-        f'{self.path / str(step)}: a checkpoint of another run or model (by '
-        f'hman_jax {record["version"]}; this is {__version__}):\n  '
-        + '\n  '.join(lines)
-        + '\nGive another --workdir, or the old values to continue it; or '
-        '--allow_config_change=FIELD,... for fields of the config.'
-      )
+    shapes = integrity.shape_differences(like, record)
+    self.check(step, record, fingerprint, earlier, shapes)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -370,7 +365,10 @@ class _Directory:
     """The record of a state; damaged unless sealed and of this step."""
     # Orbax never sees a file that is not as it was written.
     path = self.path / str(step)
-    wrong = integrity.damaged_files(path) if distributed.is_first() else ''
+    try:
+      wrong = integrity.damaged_files(path) if distributed.is_first() else ''
+    except OSError as e:
+      raise self._unreadable(step, e) from e
     wrong = distributed.from_first(wrong)
     if wrong:
       raise _DamagedError(wrong)
@@ -385,17 +383,48 @@ class _Directory:
       raise _DamagedError('its record is not as it was written')
     return record
 
-  def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-    """Of whole files: memory, rights or another process are at fault.
+  def check(
+    self,
+    step: int,
+    record: integrity.Record,
+    fingerprint: Mapping,
+    earlier: Mapping[str, list] | None,
+    differences: Collection[str] = (),
+  ) -> None:
+    """Refuses a state of another format, run or, by `differences`, model."""
+    written = record['fingerprint']
+    if written['format'] != FORMAT:
+      raise CheckpointError(
+        f'{self.path / str(step)}: checkpoint of format {written["format"]} '
+        f'(hman_jax {record["version"]}); this version reads {FORMAT} '
+        f'(hman_jax {__version__}).'
+      )
+    lines = integrity.fingerprint_differences(
+      # A state from before there was a digest of the videos is of any.
+      {**_ADDED, 'videos': fingerprint.get('videos'), **written},
+      fingerprint,
+      earlier,
+    )
+    lines += differences
+    if lines:
+      raise CheckpointError(
+        f'{self.path / str(step)}: a checkpoint of another run or model (by '
+        f'hman_jax {record["version"]}; this is {__version__}):\n  '
+        + '\n  '.join(lines)
+        + '\nGive another --workdir, or the old values to continue it; or '
+        '--allow_config_change=FIELD,... for fields of the config.'
+      )
+
+  def _unreadable(self, step: int, error: Exception) -> StorageError:
+    """Nothing shows damage: memory, rights or another process are at fault.
 
     It is not set aside, and one process that cannot read it ends alone: the
     others are told by the watchdog.
     """
-    return CheckpointError(
+    return StorageError(
       f'{self.path / str(step)}: the checkpoint of step {step} cannot be read '
-      f'({_first_line(error)}), though its files have their checksums. It is '
-      'left as it is: see to memory, rights and the disk, and run the same '
-      'command again.'
+      f'({_first_line(error)}). It is left as it is: see to memory, rights, '
+      'open files and the disk, and run the same command again.'
     )
 
   def delete(self, step: int) -> None:

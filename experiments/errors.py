@@ -26,7 +26,7 @@ class CheckpointError(HmanError):
 
 
 class StorageError(HmanError):
-  """A file cannot be written, or the working directory is in use."""
+  """A file cannot be read or written, or the working directory is in use."""
 
   exit_code = 3
 

@@ -9,6 +9,7 @@ word; here they are found.
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +68,11 @@ def make(step: int, state: Any, fingerprint: Mapping[str, Any]) -> Record:
       for name, x in arrays_of(state).items()
     },
   }
+  return sealed(record)
+
+
+def sealed(record: Mapping[str, Any]) -> Record:
+  """A JSON-able dict with its own SHA-256 in it."""
   return {**record, _SEAL: _seal(record)}
 
 
@@ -114,13 +120,25 @@ def shape_differences(like: Any, record: Record) -> list[str]:
 
 
 def fingerprint_differences(
-  old: Mapping[str, Any], new: Mapping[str, Any]
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  earlier: Mapping[str, list] | None = None,
 ) -> list[str]:
-  """Lines about the parts of a run's fingerprint `new` that differ in `old`."""
+  """Lines about the parts of a run's fingerprint `new` that differ in `old`.
+
+  Args:
+    old: of the state.
+    new: of the run.
+    earlier: what parts of the run's were before a change that was allowed.
+
+  Returns:
+    One line a part.
+  """
+  may_be = lambda name: (new[name], *(earlier or {}).get(name, ()))
   return [
-    f'{name}: was {old.get(name)!r}, is {new.get(name)!r}'
+    f'{name}: was {old.get(name)!r}, is {new[name]!r}'
     for name in sorted(new)
-    if old.get(name) != new.get(name)
+    if old.get(name) not in may_be(name)
   ]
 
 
@@ -144,7 +162,7 @@ def write_manifest(directory: pathlib.Path) -> None:
   manifest = {'files': {name: _digest(directory / name) for name in files}}
   for path in (*directory.rglob('*'), directory, directory.parent):
     storage.sync(path)
-  text = json.dumps({**manifest, _SEAL: _seal(manifest)})
+  text = json.dumps(sealed(manifest))
   storage.write_whole(directory / _MANIFEST, text)
 
 
@@ -160,20 +178,24 @@ def is_finished(directory: pathlib.Path) -> bool:
 
 
 def damaged_files(directory: pathlib.Path) -> str:
-  """What is wrong with the files of a checkpoint; empty if they are whole."""
+  """What is wrong with the files of a checkpoint; empty if they are whole.
+
+  Raises:
+    OSError: if one cannot be read: that says nothing about what it holds.
+  """
   try:
     manifest = json.loads((directory / _MANIFEST).read_bytes())
   except FileNotFoundError:
     return 'its save was not finished'
-  except (OSError, ValueError) as e:
+  except ValueError as e:
     return f'{_MANIFEST}: {e}'
   if not is_sealed(manifest):
     return f'{_MANIFEST} is not as it was written'
   expected = manifest['files']
   try:
     found = {name: _digest(directory / name) for name in _files(directory)}
-  except OSError as e:
-    return str(e)
+  except FileNotFoundError as e:
+    return f'{e.filename} is missing'
   wrong = sorted(
     name
     for name in found.keys() | expected.keys()
@@ -186,10 +208,15 @@ def damaged_files(directory: pathlib.Path) -> str:
 def _files(directory: pathlib.Path) -> list[str]:
   ours = (_MANIFEST, f'.{_MANIFEST}.tmp')
   return sorted(
-    str(path.relative_to(directory))
-    for path in directory.rglob('*')
-    if path.is_file() and path.name not in ours
+    os.path.relpath(os.path.join(folder, name), directory)
+    for folder, _, names in os.walk(directory, onerror=_raise)
+    for name in names
+    if name not in ours
   )
+
+
+def _raise(error: OSError) -> None:
+  raise error
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -108,7 +108,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   distributed.check_same(fingerprint)
   first = distributed.is_first()
   if first:
-    workdir.claim(directory, config, splits)
+    workdir.claim(directory, config, splits, allowed)
     print(
       f'workdir: {directory}\nto continue after a stop, the same command with '
       f'--workdir={directory}\n{len(splits.train.class_names)} classes; '

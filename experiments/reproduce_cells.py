@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 import signal
@@ -347,4 +346,6 @@ def _wait(process: subprocess.Popen) -> int:
 
 def final_scores(cell: Cell) -> dict[str, float]:
   """The final test scores of a finished run."""
-  return json.loads((cell.workdir / 'metrics.json').read_text())['test']
+  scores = workdir.read_tree(cell.workdir, 'metrics.json')
+  assert scores is not None, 'a finished run has scores'
+  return scores['test']

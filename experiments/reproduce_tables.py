@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import convergence, published, tables
+from experiments import convergence, published, tables, workdir
 from experiments.errors import HmanError
 from experiments.reproduce_cells import (
   PER_CLASS_FILE,
@@ -161,7 +161,9 @@ def _varies(spec: Spec) -> bool:
 
 
 def _class_names(cell: Cell) -> list[str]:
-  return (cell.workdir / 'label_map.txt').read_text().splitlines()
+  names = workdir.read(cell.workdir, 'label_map.txt')
+  assert names is not None, 'a finished run has the names of its classes'
+  return names.splitlines()
 
 
 def _per_class_table(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from experiments import checkpoint as checkpoint_lib
 from experiments import config as config_lib
 from experiments import datasets, train
+from experiments import workdir as workdir_lib
 from experiments.checkpoint import Checkpoints
 from experiments.errors import ConfigError, HmanError, WorkdirError
 from hman_jax import __version__
@@ -123,8 +124,8 @@ def read(
   """
   directory = pathlib.Path(workdir).expanduser()
   config = read_config(directory, changes)
-  data = _read_json(directory / 'data.json')
-  class_names = _read_labels(directory / 'label_map.txt')
+  data = _read_json(directory, 'data.json')
+  class_names = _read_labels(directory)
   shape = tuple(data['feature_shape'])
   model = train.make_model(config, len(class_names), shape)
   like = train.init_state(
@@ -179,7 +180,7 @@ def read_config(
       f'{directory}: holds no run (no config.json). Give the --workdir of '
       'python -m experiments.main.'
     )
-  tree = _read_json(path)
+  tree = _read_json(directory, path.name)
   try:
     config = config_lib.resolve(config_lib.migrated(tree))
   except (ConfigError, ValueError, TypeError) as e:
@@ -226,11 +227,12 @@ def check_draws(config: ConfigDict) -> None:
     )
 
 
-def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
-  try:
-    names = tuple(path.read_text(encoding='utf-8').split('\n'))
-  except (OSError, UnicodeDecodeError) as e:
-    raise WorkdirError(f'{path}: cannot read the class names: {e}.') from e
+def _read_labels(directory: pathlib.Path) -> tuple[str, ...]:
+  path = directory / 'label_map.txt'
+  text = workdir_lib.read(directory, path.name)
+  if text is None:
+    raise WorkdirError(f'{path}: missing; cannot read the class names.')
+  names = tuple(text.split('\n'))
   names = names[:-1] if names[-1] == '' else names
   if not names or '' in names or len(set(names)) < len(names):
     raise WorkdirError(
@@ -239,13 +241,10 @@ def _read_labels(path: pathlib.Path) -> tuple[str, ...]:
   return names
 
 
-def _read_json(path: pathlib.Path) -> dict:
-  try:
-    tree = json.loads(path.read_text())
-    if not isinstance(tree, dict):
-      raise ValueError('not an object')
-  except (OSError, ValueError) as e:
-    raise WorkdirError(f'{path}: cannot read, or damaged ({e}).') from e
+def _read_json(directory: pathlib.Path, name: str) -> dict:
+  tree = workdir_lib.read_tree(directory, name)
+  if tree is None:
+    raise WorkdirError(f'{directory / name}: missing.')
   return tree
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import ml_collections
 
 from experiments import config as config_lib
-from experiments import storage
+from experiments import integrity, storage
 from experiments.datasets import Splits
 from experiments.errors import StorageError, WorkdirError
 
 _CONFIG, _DATA, _LABELS = 'config.json', 'data.json', 'label_map.txt'
 _METRICS, _TABLE = 'metrics.json', 'table.txt'
+_MANIFEST = 'manifest.json'  # what these files hold, and what was changed
 LOCK = '.lock'
 
 
@@ -85,7 +86,7 @@ def check(
   Raises:
     WorkdirError: naming the fields that differ, or a damaged file.
   """
-  old = _read(workdir / _CONFIG)
+  old = read_tree(workdir, _CONFIG)
   if old is None:
     return
   forbidden, harmless = config_lib.differences(old, config.to_dict(), allowed)
@@ -144,11 +145,23 @@ def _identity(splits: Splits) -> dict:
 
 def finished_table(workdir: pathlib.Path) -> str | None:
   """The final table of a complete run; None if there is more to do."""
-  return _text(workdir / _TABLE)
+  return read(workdir, _TABLE)
+
+
+def changes(workdir: pathlib.Path) -> dict[str, list]:
+  """Values, by part of the fingerprint, before a change that was allowed.
+
+  Raises:
+    WorkdirError: if the file that says so is damaged.
+  """
+  return _manifest(workdir)['changes']
 
 
 def claim(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict, splits: Splits
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  splits: Splits,
+  allowed: Collection[str] = (),
 ) -> None:
   """Writes what is needed to use the model: config, classes, data.
 
@@ -159,23 +172,34 @@ def claim(
     workdir: the working directory, owned.
     config: a resolved config, checked by `check`.
     splits: the clips.
+    allowed: see `check`; what such a field was is remembered.
 
   Raises:
     WorkdirError: if the run here had other data.
     StorageError: if nothing can be written.
   """
   identity = _identity(splits)
-  old = _read(workdir / _DATA)
+  old = read_tree(workdir, _DATA)
   if old is not None and old != identity:
     parts = [k for k in identity if old.get(k) != identity[k]]
     raise WorkdirError(
       f'{workdir}: holds a run on other data ({", ".join(parts)} differ from '
       f'{_DATA}). Give another --workdir, or the old data to continue it.'
     )
-  labels = ''.join(f'{name}\n' for name in splits.train.class_names)
-  _write(workdir / _LABELS, labels)
-  _write(workdir / _DATA, _json(identity))
-  _write(workdir / _CONFIG, config_lib.to_json(config))
+  changed = changes(workdir)
+  fields = config_lib.flatten(config.to_dict())
+  old = config_lib.flatten(read_tree(workdir, _CONFIG) or fields)
+  for name in allowed:
+    was = old.get(name, config_lib.ADDED.get(name))
+    known = changed.get(f'config.{name}', [])
+    if was != fields[name] and was not in known:
+      changed[f'config.{name}'] = [*known, was]
+  texts = {
+    _LABELS: ''.join(f'{name}\n' for name in splits.train.class_names),
+    _DATA: _json(identity),
+    _CONFIG: config_lib.to_json(config),
+  }
+  _write(workdir, texts, changed)
 
 
 def finish(workdir: pathlib.Path, scores: dict, table: str) -> pathlib.Path:
@@ -189,8 +213,8 @@ def finish(workdir: pathlib.Path, scores: dict, table: str) -> pathlib.Path:
   Returns:
     The file of the scores.
   """
-  _write(workdir / _METRICS, _json(scores))
-  _write(workdir / _TABLE, table + '\n')
+  texts = {_METRICS: _json(scores), _TABLE: table + '\n'}
+  _write(workdir, texts, changes(workdir))
   return workdir / _METRICS
 
 
@@ -198,8 +222,9 @@ def _json(tree: Any) -> str:
   return json.dumps(tree, indent=2) + '\n'
 
 
-def _read(path: pathlib.Path) -> dict | None:
-  text = _text(path)
+def read_tree(workdir: pathlib.Path, name: str) -> dict | None:
+  """The object that a JSON file of a run holds; as `read`."""
+  text = read(workdir, name)
   if text is None:
     return None
   try:
@@ -208,24 +233,90 @@ def _read(path: pathlib.Path) -> dict | None:
       raise ValueError('not an object')
     return tree
   except ValueError as e:
-    raise WorkdirError(
-      f'{path}: damaged ({e}). Put back a copy of it, or give another '
-      '--workdir.'
-    ) from e
+    raise _damaged(workdir / name, str(e)) from e
 
 
-def _text(path: pathlib.Path) -> str | None:
-  """The content of a file; None if there is none."""
+def read(workdir: pathlib.Path, name: str) -> str | None:
+  """The content of a file of a run; None if there is none.
+
+  Args:
+    workdir: the working directory.
+    name: such as 'config.json'.
+
+  Raises:
+    WorkdirError: if it is not as it was written; older runs do not say how
+      that was.
+    StorageError: if it cannot be read.
+  """
+  raw = _bytes(workdir / name)
+  if raw is None:
+    return None
+  # After the file: it may be written meanwhile, after the manifest.
+  digests = _manifest(workdir)['files'].get(name)
+  if digests and _digest(raw) not in digests:
+    raise _damaged(workdir / name, 'it is not as it was written')
   try:
-    return path.read_text(encoding='utf-8', errors='replace')
+    return raw.decode()
+  except UnicodeDecodeError as e:
+    raise _damaged(workdir / name, str(e)) from e
+
+
+def _damaged(path: pathlib.Path, why: str) -> WorkdirError:
+  return WorkdirError(
+    f'{path}: damaged ({why}). Put back a copy of it, or give another '
+    f'--workdir; if you wrote it yourself, delete {_MANIFEST} beside it.'
+  )
+
+
+def _bytes(path: pathlib.Path) -> bytes | None:
+  try:
+    return path.read_bytes()
   except (FileNotFoundError, NotADirectoryError):
     return None
   except OSError as e:
     raise StorageError(f'{path}: cannot read: {e.strerror}.') from e
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def _digest(raw: bytes) -> str:
+  return hashlib.sha256(raw).hexdigest()
+
+
+def _manifest(workdir: pathlib.Path) -> dict[str, dict[str, list]]:
+  """SHA-256s that each file may have, and what was changed."""
+  path = workdir / _MANIFEST
+  raw = _bytes(path)
+  if raw is None:
+    return {'files': {}, 'changes': {}}
   try:
-    storage.write_whole(path, text)
-  except OSError as e:
-    raise storage.refusal(path.parent, str(path), e.strerror, len(text)) from e
+    tree = json.loads(raw)
+  except ValueError:
+    tree = None
+  if not integrity.is_sealed(tree):
+    raise WorkdirError(
+      f'{path}: damaged. Put back a copy of it; or delete it, and config.json '
+      'and the other files beside it are taken as they are.'
+    )
+  return tree
+
+
+def _write(
+  workdir: pathlib.Path, texts: dict[str, str], changed: dict[str, list]
+) -> None:
+  """Writes files in turn, after what says that they may hold this.
+
+  A kill leaves each as it was or as it shall be: both are in the manifest.
+  """
+  files = dict(_manifest(workdir)['files'])
+  for name, text in texts.items():
+    raw = _bytes(workdir / name)
+    was = [] if raw is None else [_digest(raw)]
+    known = files.get(name, was)
+    kept = [digest for digest in was if digest in known]
+    files[name] = list(dict.fromkeys([*kept, _digest(text.encode())]))
+  manifest = integrity.sealed({'files': files, 'changes': changed})
+  for name, text in {_MANIFEST: _json(manifest), **texts}.items():
+    try:
+      storage.write_whole(workdir / name, text)
+    except OSError as e:
+      path = str(workdir / name)
+      raise storage.refusal(workdir, path, e.strerror, len(text)) from e

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import pathlib
 import shutil
 
 import chex
@@ -155,6 +157,65 @@ def test_no_whole_state_is_an_error_and_no_new_start(tmp_path):
     pytest.raises(CheckpointError, match=r'no checkpoint is whole.*\[1, 2\]'),
   ):
     checkpoints.restore_latest(_state(0))
+
+
+@pytest.mark.parametrize(
+  ('where', 'number'),
+  [
+    ('manifest', errno.EACCES),
+    ('file', errno.EIO),
+    ('folder', errno.EACCES),
+    ('exists', errno.EMFILE),
+  ],
+)
+def test_what_cannot_be_read_is_not_damaged(
+  tmp_path, monkeypatch, number, where
+):
+  _saved(tmp_path, steps=(1, 2))
+  with _open(tmp_path) as checkpoints:
+    checkpoints.save_best(2, _state(2), 0.5)
+  before = _files(tmp_path)
+
+  def fail(*_, **__):
+    raise OSError(number, os.strerror(number))
+
+  owner, name = {
+    'manifest': (pathlib.Path, 'read_bytes'),
+    'file': (integrity, '_digest'),
+    'folder': (os, 'scandir'),
+    'exists': (integrity, 'is_finished'),
+  }[where]
+  message = f'step 2 cannot be read .*{os.strerror(number)}'
+  with _open(tmp_path) as checkpoints:
+    for restore in (checkpoints.restore_latest, checkpoints.restore_best):
+      with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(StorageError, match=message):
+          if where == 'exists':
+            checkpoints._latest.is_finished(2)
+          restore(_state(0))
+    assert _files(tmp_path) == before
+    chex.assert_trees_all_equal(
+      checkpoints.restore_latest(_state(0)), _state(2)
+    )
+
+
+def test_the_best_state_of_another_run_is_refused(tmp_path):
+  with _open(tmp_path) as checkpoints:
+    checkpoints.save_best(4, _state(4), 0.5)
+  for name, value in (('config.seed', 1), ('class_names', ['b', 'a'])):
+    other = FINGERPRINT | {name: value}
+    with _open(tmp_path, fingerprint=other) as checkpoints:
+      for call in (
+        checkpoints.best_score,
+        lambda opened=checkpoints: opened.restore_best(_state(0)),
+        lambda opened=checkpoints: opened.save_best(5, _state(5), 0.6),
+      ):
+        with pytest.raises(CheckpointError, match=rf'best/4:.*\n  {name}: was'):
+          call()
+    allowed = _open(tmp_path, fingerprint=other, allowed=[name])
+    with allowed as checkpoints:
+      assert checkpoints.restore_best(_state(0)) is not None
 
 
 def test_a_damaged_best_state_is_named(tmp_path):

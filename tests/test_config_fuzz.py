@@ -240,7 +240,7 @@ def test_class_names_of_a_run(tmp_path, number):
       content[at : at + rng.randint(0, 3)] = rng.choice(pieces)
     path.write_bytes(content)
     try:
-      names = trained._read_labels(path)
+      names = trained._read_labels(tmp_path)
       assert len(set(names)) == len(names) > 0 and all(names)
       outcomes['read'] += 1
     except WorkdirError as e:

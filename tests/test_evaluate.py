@@ -201,6 +201,7 @@ def _edit(name, change):
   def edit(workdir):
     path = workdir / name
     path.write_text(change(path.read_text()))
+    (workdir / 'manifest.json').unlink()  # as one has to who means it
 
   return edit
 
@@ -237,6 +238,7 @@ def _swap(text):
     (_edit_json('config.json', lambda c: c.pop('eval')), 'another version'),
     (lambda w: (w / 'config.json').unlink(), r'holds no run \(no config'),
     (lambda w: (w / 'label_map.txt').unlink(), 'cannot read the class names'),
+    (lambda w: (w / 'data.json').unlink(), r'data\.json: missing'),
     (lambda w: shutil.rmtree(w / 'best'), 'no best checkpoint yet'),
   ],
 )  # fmt: skip
