@@ -41,6 +41,9 @@ class Checkpoints:
   is moved to `damaged/`, with a line that says so; so is one that was not
   finished, when it is opened.
 
+  Attributes:
+    workdir: the working directory.
+
   Args:
     workdir: the working directory.
     keep: how many of the latest states to keep.
@@ -62,7 +65,7 @@ class Checkpoints:
     read_only: bool = False,
     allowed: Collection[str] = (),
   ):
-    self._workdir = workdir
+    self.workdir = workdir
     self._keep = keep
     self._fingerprint = fingerprint
     self._expected = {
@@ -171,7 +174,7 @@ class Checkpoints:
     if damaged:
       raise CheckpointError(
         f'{self._latest.path}: no checkpoint is whole; damaged: steps '
-        f'{damaged[::-1]}, now in {self._workdir / "damaged"}. Put back copies '
+        f'{damaged[::-1]}, now in {self.workdir / "damaged"}. Put back copies '
         'of them, or start again with another --workdir.'
       )
     return None
@@ -225,7 +228,7 @@ class Checkpoints:
     return pathlib.Path(distributed.from_first(str(aside)))
 
   def _move_aside(self, path: pathlib.Path) -> pathlib.Path:
-    folder = self._workdir / 'damaged'
+    folder = self.workdir / 'damaged'
     number = 0
     name = f'{path.parent.name}_{path.name}'
     while (aside := folder / f'{name}_{number}').exists():

@@ -1,5 +1,6 @@
 """Training: a pure step, and one loop around it."""
 
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from experiments import (
   integrity,
   reporting,
   sharding,
+  storage,
 )
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
@@ -27,6 +29,11 @@ from hman_jax import losses, models, stochastic
 
 STEPS_PER_SLOPE = 0.04  # slope annealing: min(5, 1 + 0.04 epoch)
 MAX_SLOPE = 5.0
+_MOST_NAMES = 16  # of clips in a message; more go into a file
+_NONFINITE = {
+  1: 'the loss or its gradient is not finite',
+  2: 'the loss and its gradient are finite, but not the state after the update',
+}
 
 
 class TrainState(NamedTuple):
@@ -169,8 +176,8 @@ def make_train_step(
     `axis_name`; the noise of a row depends on `batch['row']`, not on where it
     is computed, so both give the same numbers. A step whose loss or gradient
     is not finite changes nothing but `step` and `skipped`; its metric
-    `nonfinite` is 1. With `batch['signal']` there is a metric `signal`, its
-    largest.
+    `nonfinite` is 1. So does one whose new state is not; it is 2. With
+    `batch['signal']` there is a metric `signal`, its largest.
   """
   loss_config, train = config.loss, config.train
 
@@ -267,7 +274,6 @@ def make_train_step(
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
     finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
-    metrics['nonfinite'] = 1.0 - finite
     updates, opt_state = optimizer.update(
       gradient, state.opt_state, state.params
     )
@@ -288,13 +294,21 @@ def make_train_step(
       averaged=averaged,
     )
     old = state._replace(step=state.step + 1, skipped=state.skipped + 1)
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    wrong = jnp.where(finite, jnp.where(_is_finite(new), 0.0, 2.0), 1.0)
+    metrics['nonfinite'] = wrong
+    state = jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
     metrics['skipped'] = state.skipped.astype(jnp.float32)
     if 'signal' in batch:  # of any of several processes
       metrics['signal'] = jnp.max(batch['signal'])
     return state, metrics
 
   return train_step
+
+
+def _is_finite(tree) -> jax.Array:
+  """Whether all numbers are."""
+  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.stack(leaves).all()
 
 
 def _mean_over_parts(function, batch, keys, num_parts: int):
@@ -340,7 +354,7 @@ class _Watch:
     train: config.train.
     source: the training clips, for their names.
     stop: told of a signal to any process.
-    latest_step: asks for the step of the last checkpoint.
+    checkpoints: of the run.
   """
 
   def __init__(
@@ -348,10 +362,10 @@ class _Watch:
     train: ml_collections.ConfigDict,
     source,
     stop: Stop,
-    latest_step: Callable[[], int | None],
+    checkpoints: Checkpoints,
   ):
     self._train, self._source, self._stop = train, source, stop
-    self._latest_step = latest_step
+    self._checkpoints = checkpoints
     self._pending: tuple | None = None
 
   def add(self, step: int, metrics: dict, batch: pipeline.Batch) -> None:
@@ -366,15 +380,11 @@ class _Watch:
     step, metrics, signal, clips = self._pending
     self._pending = None
     self._stop.agreed = int(signal) or self._stop.agreed
-    if not float(metrics['nonfinite']):
+    wrong = int(metrics['nonfinite'])
+    if not wrong:
       return
     skipped = metrics['skipped']
-    names = ', '.join(self._source.clip_names[i] for i in clips[:8])
-    more = f' and {len(clips) - 8} more' if len(clips) > 8 else ''
-    what = (
-      f'step {step}: the loss or its gradient is not finite. Clips of the '
-      f'batch: {names}{more}'
-    )
+    what = f'step {step}: {_NONFINITE[wrong]}. {self._named(step, clips)}'
     allowed = self._train.max_skipped
     if self._train.on_nonfinite == 'skip' and int(skipped) <= allowed:
       print(
@@ -383,10 +393,32 @@ class _Watch:
       return
     raise NonFiniteError(
       f'{what}. Nothing of this step is kept; last good checkpoint: step '
-      f'{self._latest_step()}. Look for damaged features among these clips; '
-      'else try a smaller config.train.learning_rate or '
+      f'{self._checkpoints.latest_step()}. Look for damaged features among '
+      'these clips; else try a smaller config.train.learning_rate or '
       'config.train.clip_norm, or config.train.on_nonfinite=skip (with a '
       'larger config.train.max_skipped).'
+    )
+
+  def _named(self, step: int, clips: np.ndarray) -> str:
+    """All clips of a batch, of which a process knows its rows."""
+    names = [self._source.clip_names[i] for i in clips]
+    whose, file = 'Clips of the batch', f'nonfinite_step_{step}'
+    if distributed.count() > 1:
+      whose += f' in process {distributed.index()} (the others name theirs)'
+      file += f'_process_{distributed.index()}'
+    if len(names) > _MOST_NAMES:
+      path = self._checkpoints.workdir / f'{file}.txt'
+      try:
+        storage.write_whole(path, '\n'.join(names) + '\n')
+        return f'{whose}: {len(names)}, listed in {path}'
+      except OSError:  # then in the message after all
+        pass
+    return f'{whose}:\n' + textwrap.fill(
+      ', '.join(names),
+      initial_indent='  ',
+      subsequent_indent='  ',
+      break_long_words=False,
+      break_on_hyphens=False,
     )
 
 
@@ -413,8 +445,8 @@ def run(
     The last state. The best on validation is in `checkpoints`.
 
   Raises:
-    StoppedRun: if asked to stop; the last finished step is saved.
-    NonFiniteError: if the loss is not finite.
+    StoppedRun: if asked to stop; the last finished step, if any, is saved.
+    NonFiniteError: if the loss, its gradient or the new state is not finite.
     StorageError: if something cannot be written.
   """
   train, shape = config.train, splits.train.feature_shape
@@ -455,7 +487,7 @@ def run(
     num_shards=distributed.count(),
     shard=distributed.index(),
   )
-  watch = _Watch(train, splits.train, stop, checkpoints.latest_step)
+  watch = _Watch(train, splits.train, stop, checkpoints)
   step = start
   try:
     while True:
@@ -506,8 +538,9 @@ def run(
     if step:
       distributed.beat(f'saving step {step}')
       checkpoints.save(step, state)
+    done = f'; step {step} is saved' if step else ' before the first step'
     raise StoppedRun(
-      e.number, f'stopped; step {step} is saved. The same command goes on.'
+      e.number, f'stopped{done}. The same command goes on.'
     ) from e
 
 

@@ -1,10 +1,14 @@
 """The training step on one and several devices, and whole runs."""
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
+import typing
 
 import chex
 import jax
@@ -21,7 +25,7 @@ from data.pipeline import train_batches
 from experiments import config as config_lib
 from experiments import datasets, evaluation, sharding, train
 from experiments.checkpoint import Checkpoints
-from experiments.errors import NonFiniteError
+from experiments.errors import NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
 from experiments.stopping import Stop
 
@@ -262,15 +266,77 @@ def test_a_step_that_is_not_finite_changes_nothing(value):
   assert (int(good.step), int(good.skipped)) == (2, 1)
 
 
+def test_an_update_that_overflows_changes_nothing():
+  """Though loss and gradient are finite."""
+  changes = {'train.ema_decay': 0.5, 'model.name': 'softmax_regression'}
+  config, source = _config(**changes), _source()
+  model = train.make_model(config, 8, source.feature_shape)
+  optimizer = optax.chain(optax.scale(1e30), optax.scale(1e30))
+  state = train.init_state(config, model, optimizer, source.feature_shape)
+  step = jax.jit(train.make_train_step(config, model, optimizer, 3.0))
+  batch = _setup(config)[2][0]
+  after, metrics = step(state, batch, jax.random.key(0))
+  assert np.isfinite(float(metrics['loss'] + metrics['grad_norm']))
+  assert float(metrics['nonfinite']) == 2.0
+  assert (int(after.step), int(after.skipped)) == (1, 1)
+  chex.assert_trees_all_equal(after.params, state.params)
+  chex.assert_trees_all_equal(after.averaged, state.averaged)
+
+
+def _watch(config, workdir):
+  checkpoints = types.SimpleNamespace(latest_step=lambda: 5, workdir=workdir)
+  return train._Watch(
+    config.train, _source(), Stop(), typing.cast(typing.Any, checkpoints)
+  )
+
+
+@pytest.mark.parametrize('count', [16, 17])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_all_clips_of_a_batch_are_named(
+  tmp_path, monkeypatch, count, processes
+):
+  monkeypatch.setattr(train.distributed, 'count', lambda: processes)
+  watch = _watch(_config(), tmp_path)
+  clips = np.arange(count)[::-1]
+  watch.add(7, {'nonfinite': 2.0, 'skipped': 1}, {'clip': clips})
+  with pytest.raises(NonFiniteError, match='not the state after the up') as e:
+    watch.check()
+  text = str(e.value)
+  assert ('in process 0 (the others name' in text) == (processes == 2)
+  (path,) = tmp_path.iterdir() if count > 16 else (None,)
+  if path:
+    assert f'17, listed in {path}' in text
+    text = path.read_text()
+  else:
+    assert max(map(len, text.splitlines()[1:-1])) <= 70
+  names = [_source().clip_names[i] for i in clips]
+  assert re.findall(r'train_\d+', text) == names
+
+
+def test_a_stop_before_the_first_step_says_so(tmp_path):
+  config, source, stop = _config(), _source(), Stop()
+  splits = datasets.Splits(source, source, source, preprocessing={})
+  stop.signal = 15
+  with (
+    contextlib.closing(Checkpoints(tmp_path, 2)) as checkpoints,
+    contextlib.closing(RunLog(tmp_path, 1, 0.0)) as log,
+    pytest.raises(StoppedRun, match=r'^stopped before the first') as error,
+  ):
+    mesh = sharding.make_mesh(config.train)
+    train.run(config, splits, mesh, checkpoints, log, stop)
+  assert error.value.exit_code == 143
+  assert not list((tmp_path / 'checkpoints').iterdir())
+
+
 @pytest.mark.parametrize(
   ('mode', 'allowed', 'ends'),
   [('stop', 10, True), ('skip', 0, True), ('skip', 2, False)],
 )
 def test_what_is_not_finite_ends_a_run_or_is_skipped(
-  mode, allowed, ends, capsys
+  mode, allowed, ends, capsys, tmp_path
 ):
   config = _config(**{'train.on_nonfinite': mode, 'train.max_skipped': allowed})
-  watch = train._Watch(config.train, _source(), Stop(), lambda: 5)
+  watch = _watch(config, tmp_path)
   bad = {'nonfinite': 1.0, 'skipped': 1}
   watch.add(7, bad, {'clip': np.array([2, 0])})
   names = [_source().clip_names[i] for i in (2, 0)]
