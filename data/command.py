@@ -222,7 +222,7 @@ def run(
 ) -> None:
   """Parses the command line, runs a program, and exits.
 
-  A user's mistake ends in one message, and exit code 2.
+  A user's mistake ends in one message, and exit code 2; a full disk in 3.
 
   Args:
     main: the program; it returns its exit code.
@@ -248,7 +248,7 @@ def run(
     if '--debug' in sys.argv[1:]:
       raise
     print(f'error: {e}', file=sys.stderr)
-    code = 2
+    code = getattr(e, 'exit_code', 2)
   sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Errors of the data: always a user's file or field, never a traceback."""
+"""Errors of the data: one message, never a traceback."""
 
 
 class DataError(ValueError):
@@ -7,6 +7,12 @@ class DataError(ValueError):
 
 class VideoError(DataError):
   """A video cannot be decoded; the message names the file."""
+
+
+class DiskError(DataError):
+  """A file cannot be written or read: the machine's fault, not the user's."""
+
+  exit_code = 3
 
 
 class StoppedError(DataError):

@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from data.errors import DataError
+from data.errors import DataError, DiskError
 
 FORMAT = 1
 DTYPES = ('float16', 'int8')
@@ -40,6 +40,15 @@ _MAX_ABOUT = 1 << 20  # bytes of JSON
 _BLOCK = 1 << 20  # bytes read at a time
 _FRAMES = 64  # quantised at a time
 _LEVELS = 127  # of int8, on either side of zero
+_NONE = type(None)
+_TYPES = {
+  'sha256': (str,),
+  'identity': (dict,),
+  'num_decoded': (int,),
+  'num_declared': (int, _NONE),
+  'error': (dict, _NONE),
+}
+_ERRORS = {'rms', 'max', 'relative'}
 
 
 class DamagedError(DataError):
@@ -90,7 +99,7 @@ def open_folder(features_dir: pathlib.Path, identity: dict) -> pathlib.Path:
     The folder, with the identity in `identity.json`.
 
   Raises:
-    DataError: if it cannot be written.
+    DiskError: if it cannot be written.
   """
   text = json.dumps(identity, indent=2, sort_keys=True) + '\n'
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -103,7 +112,7 @@ def open_folder(features_dir: pathlib.Path, identity: dict) -> pathlib.Path:
         file.write(text.encode())
         _move(file, about)
   except OSError as e:
-    raise DataError(
+    raise DiskError(
       f'{folder}: cannot write features here: {e.strerror or e}. Give another '
       'folder by --config.data.features_dir.'
     ) from e
@@ -124,7 +133,7 @@ class Writer:
     dtype: one of `DTYPES`.
 
   Raises:
-    DataError: here and in every method, if the file cannot be written.
+    DiskError: here and in every method, if the file cannot be written.
   """
 
   def __init__(
@@ -232,7 +241,7 @@ class Writer:
       yield
     except OSError as e:
       self.abort()
-      raise DataError(
+      raise DiskError(
         f'{self._path}: cannot write features: {e.strerror or e}. Mend this '
         'and run the same command to go on.'
       ) from e
@@ -249,6 +258,7 @@ def read(path: pathlib.Path) -> Record:
 
   Raises:
     DamagedError: naming the file, if it is no whole record of this video.
+    DiskError: if it cannot be read, and may be whole.
   """
   try:
     with open(path, 'rb') as file:
@@ -256,7 +266,9 @@ def read(path: pathlib.Path) -> Record:
       record = _record(path, about, end)
       if _crc32(file, record.offset) != record.header_crc32:
         raise ValueError('its header does not have its checksum')
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+  except OSError as e:
+    raise _unreadable(path, e) from e
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise _damaged(path, e) from e
   if record.sha256 != path.stem:
     raise _damaged(path, f'it is the record of the video {record.sha256}')
@@ -268,12 +280,15 @@ def verify(record: Record) -> None:
 
   Raises:
     DamagedError: naming the file, if its bytes are not those written.
+    DiskError: if it cannot be read.
   """
   try:
     with open(record.path, 'rb') as file:
       if _crc32(file, record.end) != record.crc32:
         raise ValueError('its numbers do not have their checksum')
-  except (OSError, ValueError) as e:
+  except OSError as e:
+    raise _unreadable(record.path, e) from e
+  except ValueError as e:
     raise _damaged(record.path, e) from e
 
 
@@ -286,6 +301,7 @@ def load(record: Record) -> tuple[np.ndarray, np.ndarray | None]:
 
   Raises:
     DamagedError: if the file has changed since it was read.
+    DiskError: if it cannot be read.
   """
   try:
     with open(record.path, 'rb') as file:
@@ -294,8 +310,20 @@ def load(record: Record) -> tuple[np.ndarray, np.ndarray | None]:
         return features, None
       file.seek(record.end - 4 * record.shape[2])
       return features, np.fromfile(file, np.float32, record.shape[2])
-  except (OSError, ValueError) as e:
+  except OSError as e:
+    raise _unreadable(record.path, e) from e
+  except ValueError as e:
     raise _damaged(record.path, e) from e
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> DataError:
+  """What is not there is damaged; what cannot be read may be whole."""
+  if isinstance(error, FileNotFoundError | IsADirectoryError):
+    return _damaged(path, error)
+  return DiskError(
+    f'{path}: cannot read these features: {error.strerror or error}. They are '
+    'left as they are: mend this and run the same command to go on.'
+  )
 
 
 def _damaged(path: pathlib.Path, why: Any) -> DamagedError:
@@ -328,12 +356,20 @@ def _record(path: pathlib.Path, about: dict, end: int) -> Record:
   if about['format'] != FORMAT:
     raise ValueError(f'its format is {about["format"]}, not {FORMAT}')
   fields = {k: v for k, v in about.items() if k != 'format'}
+  for name, types in _TYPES.items():
+    if type(fields[name]) not in types:
+      raise ValueError(f'its {name} is of a wrong type')
   shape = tuple(about['shape'])
   record = Record(**(fields | {'path': path, 'shape': shape, 'end': end}))
   whole = all(type(n) is int for n in (*shape, record.offset))
   sound = whole and len(shape) == 3 and min(*shape, record.offset) > 0
   if record.dtype not in DTYPES or not sound:
     raise ValueError(f'it holds {record.dtype} {list(shape)}, no features')
+  error = record.error or dict.fromkeys(_ERRORS, 0.0)
+  if error.keys() != _ERRORS or not all(
+    type(x) is float and math.isfinite(x) for x in error.values()
+  ):
+    raise ValueError('its error is not what a record says')
   size = math.prod(shape) * np.dtype(record.dtype).itemsize
   rest = end - record.offset - size
   if rest != 0 if record.dtype == 'float16' else rest < 4 * shape[2]:
@@ -374,8 +410,15 @@ def _temporary(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def _move(file: IO[bytes], path: pathlib.Path) -> None:
+  """Puts a file in its place when the disk holds all of it."""
   file.flush()
+  os.fsync(file.fileno())
   os.replace(file.name, path)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
 
 
 def sweep(folder: pathlib.Path) -> None:

@@ -189,6 +189,15 @@ class Checkpoints:
     except _DamagedError as e:
       raise self._best_damaged(step, str(e)) from e
 
+  def videos(self, best: bool) -> str:
+    """Digest of the videos that the best or latest state was trained on.
+
+    Empty if there are none, or the state is older than such digests.
+    """
+    directory = self._best if best else self._latest
+    record = directory.record(directory.steps()[-1])
+    return record['fingerprint'].get('videos', '')
+
   def close(self) -> None:
     """Waits for what is being written."""
     self._latest.close()

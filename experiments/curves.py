@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
+from experiments import workdir as workdir_lib
 from experiments.errors import WorkdirError
 
 MAX_POINTS = 1000  # of a series; longer ones are thinned
@@ -51,10 +52,10 @@ def read(workdir: pathlib.Path) -> list[dict]:
     WorkdirError: if it is missing, or another line is damaged.
   """
   path = workdir / 'metrics.jsonl'
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise WorkdirError(f'{path}: cannot read the records: {e}.') from e
+  text = workdir_lib.read(workdir, path.name)
+  if text is None:
+    raise WorkdirError(f'{path}: missing; cannot read the records.')
+  lines = text.splitlines()
   records = []
   for number, line in enumerate(lines, start=1):
     try:

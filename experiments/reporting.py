@@ -143,11 +143,27 @@ class RunLog:
     return '  '.join(parts)
 
   def _drop_after(self, step: int) -> set[tuple[str, int]]:
-    """Drops records of later steps; what the others are of."""
+    """Drops records of later steps; what the others are of.
+
+    The last line may be torn by a kill; another one that is no record is
+    damaged: it is told of, and its bytes are kept.
+    """
     if not self._path.exists():
       return set()
-    text = self._path.read_text(errors='replace')
-    kept = [line for line in text.splitlines() if _step_of(line) <= step]
+    *lines, torn = self._path.read_bytes().split(b'\n')
+    for number, line in enumerate(lines, start=1):
+      if line and _step_of(line) is None:
+        aside = self._workdir / 'damaged' / self._path.name
+        aside.parent.mkdir(exist_ok=True)
+        with aside.open('ab') as file:
+          file.write(line + b'\n')
+        print(
+          f'WARNING: {self._path}:{number}: damaged record; left out, and '
+          f'added to {aside}',
+          flush=True,
+        )
+    steps = [(_step_of(line), line) for line in (*lines, torn)]
+    kept = [x.decode() for at, x in steps if at is not None and at <= step]
     storage.write_whole(self._path, ''.join(line + '\n' for line in kept))
     records = map(json.loads, kept)
     return {(record['mode'], record['step']) for record in records}
@@ -173,13 +189,17 @@ class SilentLog(RunLog):
     return {}
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float | None:
+  """The step of a record, None if it is none; infinite for the final test."""
   try:
-    record = json.loads(line)
-    # The final test is made again by a run that goes on.
-    return float('inf') if record['mode'] == 'test' else float(record['step'])
-  except (ValueError, KeyError, TypeError):  # torn by a kill
-    return float('inf')
+    record = json.loads(line.decode())
+    mode, step = record['mode'], record['step']
+  except (ValueError, KeyError, TypeError):
+    return None
+  if type(mode) is not str or type(step) is not int:
+    return None
+  # The final test is made again by a run that goes on.
+  return float('inf') if mode == 'test' else step
 
 
 class _Events:

@@ -32,6 +32,8 @@ class TrainedRun:
     model: from `train.make_model`.
     params: of the model.
     step: the training step that they are of.
+    videos: digest of the bytes of all videos; empty if there are none, or it is
+      not known.
   """
 
   workdir: pathlib.Path
@@ -41,6 +43,7 @@ class TrainedRun:
   model: Any
   params: Any
   step: int
+  videos: str = ''
 
   @property
   def feature_shape(self) -> tuple[int, int]:
@@ -56,7 +59,7 @@ class TrainedRun:
     Raises:
       DataError: if the data are missing or wrong.
       WorkdirError: if they are not those of the run: other classes, other
-        features, other clips.
+        features, other clips, other videos.
     """
     splits = datasets.load(self.config)
     self._check_classes(splits.train.class_names)
@@ -69,6 +72,11 @@ class TrainedRun:
           f'{self.workdir}: the {name} clips are not those of the run: '
           f'{changed}. Give the run its data again.'
         )
+    if self.videos and splits.videos != self.videos:
+      raise WorkdirError(
+        f'{self.workdir}: videos are not those of the run: at least one has '
+        'the name of another. Give the run its data again.'
+      )
     return splits
 
   def check_preprocessing(self, preprocessing: Mapping) -> None:
@@ -142,6 +150,7 @@ def read(
       state = checkpoints.restore_latest(like)
     else:
       state = checkpoints.restore_best(like)
+    videos = checkpoints.videos(checkpoint == 'best') if state else ''
   finally:
     checkpoints.close()
   if state is None:
@@ -157,6 +166,7 @@ def read(
     model=model,
     params=state.evaluated(),
     step=int(state.step),
+    videos=videos,
   )
 
 

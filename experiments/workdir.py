@@ -20,6 +20,7 @@ from experiments.errors import StorageError, WorkdirError
 
 _CONFIG, _DATA, _LABELS = 'config.json', 'data.json', 'label_map.txt'
 _METRICS, _TABLE = 'metrics.json', 'table.txt'
+_LOG = 'metrics.jsonl'
 _MANIFEST = 'manifest.json'  # what these files hold, and what was changed
 LOCK = '.lock'
 
@@ -205,6 +206,8 @@ def claim(
 def finish(workdir: pathlib.Path, scores: dict, table: str) -> pathlib.Path:
   """Writes the scores, then the table, whose presence means: complete.
 
+  From then on the log is proved as well.
+
   Args:
     workdir: the working directory.
     scores: `{'test': ..., 'validation': ...}`.
@@ -214,7 +217,7 @@ def finish(workdir: pathlib.Path, scores: dict, table: str) -> pathlib.Path:
     The file of the scores.
   """
   texts = {_METRICS: _json(scores), _TABLE: table + '\n'}
-  _write(workdir, texts, changes(workdir))
+  _write(workdir, texts, changes(workdir), _bytes(workdir / _LOG))
   return workdir / _METRICS
 
 
@@ -300,13 +303,18 @@ def _manifest(workdir: pathlib.Path) -> dict[str, dict[str, list]]:
 
 
 def _write(
-  workdir: pathlib.Path, texts: dict[str, str], changed: dict[str, list]
+  workdir: pathlib.Path,
+  texts: dict[str, str],
+  changed: dict[str, list],
+  log: bytes | None = None,
 ) -> None:
   """Writes files in turn, after what says that they may hold this.
 
   A kill leaves each as it was or as it shall be: both are in the manifest.
+  The log, to which a run adds, is there only when that has ended.
   """
   files = dict(_manifest(workdir)['files'])
+  files[_LOG] = [] if log is None else [_digest(log)]
   for name, text in texts.items():
     raw = _bytes(workdir / name)
     was = [] if raw is None else [_digest(raw)]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from configs import hmdb51, olympic_sports, quickstart, video_folder
-from data import store
+from data import extract, store
 from data.errors import DataError
 from data.features import VideoFeatures
 from experiments import config as config_lib
@@ -325,8 +325,8 @@ def test_records_of_features(tmp_path, number, dtype):
   outcomes = collections.Counter()
   peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   before = peak()
-  for _ in range(number):
-    content = _record(rng, whole, end)
+  for turn in range(number):
+    content = _record(rng, whole, end) if turn else whole
     path.unlink()
     path.write_bytes(content)
     try:
@@ -338,6 +338,9 @@ def test_records_of_features(tmp_path, number, dtype):
     except Exception as e:
       raise AssertionError(f'{content[-400:]!r} raises {e!r}') from e
     outcomes['read'] += 1
+    record = store.read(path)
+    extract.summary([record._replace(identity={'fps': None})])
+    assert type(record.num_decoded) is int
     assert str(features.dtype) in store.DTYPES and features.ndim == 3
     same = features.shape == (3, 4, 5) and features.dtype == dtype
     if content[:end] == whole[:end] and same:

@@ -1,12 +1,14 @@
 """UCF Sports, Olympic Sports, any videos: layouts, lists, splits."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from configs import hmdb51 as hmdb51_recipe
@@ -22,10 +24,15 @@ from data import (
   video_folder,
 )
 from data.errors import DataError
+from data.videos import decode
 from experiments import config as config_lib
-from experiments import datasets
+from experiments import datasets, trained, workdir
+from experiments.checkpoint import Checkpoints
+from experiments.errors import CheckpointError, WorkdirError
 
 import data_trees
+import tiny_runs
+import video_files
 from quarters import Quarters
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -810,6 +817,41 @@ def test_from_a_tree_to_batches(tmp_path, monkeypatch, name, capsys):
       assert batch['features'].shape[2:] == (4, 3)
   shown = capsys.readouterr().err
   assert ('warning: ' in shown) == (name.startswith(('ucf', 'oly')))
+
+
+def test_a_video_replaced_by_another_of_its_name(tmp_path, monkeypatch):
+  """Its features are made anew, and a run on the old one is refused."""
+  monkeypatch.setitem(features.EXTRACTORS, 'efficientnet_lite0', Quarters)
+  config = hmdb51_recipe.get_config()
+  config.data.root = str(data_trees.hmdb51(tmp_path / 'data'))
+  config.data.features_dir = str(tmp_path / 'store')
+  config.data.num_frames = 8
+  config.model.name = 'softmax_regression'
+  config = config_lib.resolve(config)
+  before = datasets.load(config)
+  run = tiny_runs.untrained_in(tmp_path / 'run', config)
+  trained.read(run).open_data()
+  for part, name in ((before.test, 'test'), (before.train, 'train')):
+    clip = part.clip_names[0]
+    (path,) = (tmp_path / 'data').rglob(pathlib.Path(clip).name)
+    whole = path.read_bytes()
+    video_files.write(path, data_trees.frames(99), 'rawvideo', 'bgr24')
+    after = datasets.load(config)
+    replaced = getattr(after, name)
+    assert replaced.clip_names[0] == clip
+    np.testing.assert_array_equal(
+      replaced[0]['features'], Quarters().extract(decode(path, (32, 32)))
+    )
+    assert not np.array_equal(replaced[0]['features'], part[0]['features'])
+    fingerprint = workdir.fingerprint(config, after)
+    with contextlib.closing(Checkpoints(run, 1, fingerprint)) as checkpoints:
+      for restore in (checkpoints.restore_latest, checkpoints.best_score):
+        with pytest.raises(CheckpointError, match=r'\n  videos: was'):
+          restore(*[{}] * (restore == checkpoints.restore_latest))
+    with pytest.raises(WorkdirError, match='videos are not those of the run'):
+      trained.read(run).open_data()
+    path.write_bytes(whole)
+  trained.read(run).open_data()
 
 
 @pytest.mark.slow

@@ -115,9 +115,12 @@ def test_tensorboard_reads_starts_in_order_whatever_the_clock(
 @pytest.mark.parametrize(
   'line',
   ['', '5', 'null', '{"mode": "tra', '{"mode": "train"}', '\x00\x00',
-   '{"mode": "train", "step": null}', '{"mode": "train", "step": "x"}'],
+   '{"mode": "train", "step": null}', '{"mode": "train", "step": "x"}',
+   '{"mode": [], "step": 1}', '{"mode": "train", "step": NaN}'],
 )  # fmt: skip
-def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, line):
+def test_lines_of_the_log_that_are_no_records_are_dropped(
+  tmp_path, line, capsys
+):
   good = [json.dumps({'mode': 'train', 'step': s}) for s in (1, 2)]
   path = tmp_path / 'metrics.jsonl'
   path.write_text('\n'.join([good[0], line, good[1], line]))
@@ -125,6 +128,23 @@ def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, line):
   log.close()
   assert path.read_text().splitlines() == good
   assert log.has('train', 2) and not log.has('train', 3)
+  told = f'WARNING: {path}:2: damaged record'  # the last may be torn by a kill
+  assert capsys.readouterr().out.count(told) == bool(line)
+  if line:
+    assert (tmp_path / 'damaged' / path.name).read_text() == line + '\n'
+
+
+def test_a_flipped_bit_in_the_log_is_told_and_its_bytes_are_kept(
+  tmp_path, capsys
+):
+  path = tmp_path / 'metrics.jsonl'
+  good = [json.dumps({'mode': 'train', 'step': s}) + '\n' for s in (1, 2, 3)]
+  damaged = good[1].encode()[:5] + b'\xff\x85' + good[1].encode()[6:]
+  path.write_bytes(good[0].encode() + damaged + good[2].encode())
+  _log(tmp_path, step=3).close()
+  assert path.read_text() == good[0] + good[2]
+  assert (tmp_path / 'damaged' / path.name).read_bytes() == damaged
+  assert capsys.readouterr().out.count(f'{path}:2: damaged record') == 1
 
 
 @pytest.mark.parametrize('number', SIGNALS)

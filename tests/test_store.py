@@ -1,17 +1,21 @@
 """Records of the store: whole, or told from whole."""
 
+import builtins
 import contextlib
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 
-from data import store
-from data.errors import DataError
+from data import command, extract, store
+from data.errors import DataError, DiskError
+from experiments import program as programs
 
 import records
 
@@ -181,3 +185,75 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     store.open_folder(tmp_path / 'file', {'extractor': 'x'})
   with pytest.raises(DataError, match='cannot write features'):
     store.Writer(tmp_path / 'none' / 'a.npy', (4, 3), 'float16')
+
+
+def _fail(number):
+  def fail(*_, **__):
+    raise OSError(number, os.strerror(number))
+
+  return fail
+
+
+def test_a_full_disk_is_not_the_user_s_fault(tmp_path, monkeypatch, capsys):
+  """Nothing is left in the store, and programs exit with 3."""
+  for name in ('fsync', 'replace'):
+    with monkeypatch.context() as patch:
+      patch.setattr(store.os, name, _fail(errno.ENOSPC))
+      with pytest.raises(DiskError, match='write features: No space') as error:
+        records.write(tmp_path / 'a.npy', _features())
+    assert os.listdir(tmp_path) == []
+
+  def main():
+    raise error.value
+
+  monkeypatch.setattr(sys, 'argv', ['prepare'])
+  for program in (
+    lambda: command.run(main, command.new_flags(), ''),
+    lambda: programs.run(lambda _: main(), programs.new_flags(), ''),
+  ):
+    with pytest.raises(SystemExit) as ended:
+      program()
+    assert ended.value.code == 3
+    assert 'error: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, number):
+  path = tmp_path / 'a.npy'
+  record = records.write(path, _features())
+  for function, argument in (
+    (store.read, path),
+    (store.verify, record),
+    (store.load, record),
+    (lambda p: extract._found(p, record.identity, False), path),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(builtins, 'open', _fail(number))
+      with pytest.raises(DiskError, match=os.strerror(number)) as error:
+        function(argument)
+    assert not isinstance(error.value, store.DamagedError)
+  assert store.read(path) == record
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('sha256', 1), ('identity', None), ('num_decoded', '5'),
+    ('num_decoded', None), ('num_declared', 1.5), ('error', []),
+    ('error', {'rms': 0.0}),
+    ('error', {'rms': '0', 'max': 0.0, 'relative': 0.0}),
+    ('error', {'rms': float('nan'), 'max': 0.0, 'relative': 0.0}),
+    ('shape', None), ('dtype', []), ('offset', '1'), ('crc32', None),
+  ],
+)  # fmt: skip
+def test_a_sealed_record_that_says_nonsense_is_damaged(tmp_path, name, value):
+  path = tmp_path / 'a.npy'
+  end = records.write(path, _features(), 'int8').end
+  raw, size = path.read_bytes(), store._TRAILER.size
+  about = json.loads(raw[end:-size])
+  for change in (about | {name: value}, {k: about[k] for k in about.keys()
+                                         - {name}}):  # fmt: skip
+    text = json.dumps(change).encode()
+    seal = store._TRAILER.pack(len(text), zlib.crc32(text), store._END)
+    path.write_bytes(raw[:end] + text + seal)
+    assert _is_damaged(path)

@@ -1,4 +1,4 @@
-"""Flipped bits in checkpoints, their manifests and records of features.
+"""Flipped bits in checkpoints, a run's other files and records of features.
 
 None is silent: it is found, or what is read is as it was. HMAN_FLIPS sets how
 many (default 600).
@@ -13,8 +13,11 @@ import pytest
 
 from data import features, store
 from data.errors import DataError
+from experiments import curves, trained, workdir
 from experiments.checkpoint import Checkpoints
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, WorkdirError
+
+import untrained_runs
 
 FLIPS = int(os.environ.get('HMAN_FLIPS', '600'))
 
@@ -69,6 +72,54 @@ def test_no_flip_in_a_checkpoint_is_silent(kind, tmp_path, capsys):
       'that is read; 0 silent'
     )
   assert found >= 0.99 * (FLIPS // 3)
+
+
+@pytest.mark.slow
+def test_no_flip_in_the_other_files_of_a_run_is_silent(tmp_path, capsys):
+  """What programs take from them is what was written, or they refuse."""
+  rng = np.random.default_rng(0)
+  run, files = untrained_runs.make(tmp_path / 'run'), tmp_path / 'files'
+  workdir.finish(run, {'test': {'acc/top1': 0.9375}}, 'top-1 accuracy 93.8')
+  files.mkdir()
+  names = sorted(p.name for p in run.iterdir() if p.is_file())
+  assert set(names) == {
+    'config.json', 'data.json', 'label_map.txt', 'manifest.json',
+    'metrics.json', 'metrics.jsonl', 'table.txt',
+  }  # fmt: skip
+  for name in names:
+    (run / name).rename(files / name)
+
+  def read():
+    """Each file by what the programs read it with."""
+    return {
+      'config.json': trained.read_config(files).to_dict(),
+      'data.json': trained._read_json(files, 'data.json'),
+      'label_map.txt': trained._read_labels(files),
+      'manifest.json': workdir.changes(files),
+      'metrics.json': workdir.read_tree(files, 'metrics.json'),
+      'metrics.jsonl': curves.read(files),
+      'table.txt': workdir.finished_table(files),
+    }
+
+  expected = read()
+  assert set(expected) == set(names)
+  found = dict.fromkeys(names, 0)
+  harmless = found.copy()
+  for path in _flipped(files, rng, FLIPS // 3):
+    try:
+      assert read() == expected, path
+      harmless[path.name] += 1
+    except WorkdirError as e:
+      assert f'{path}: damaged' in str(e)
+      found[path.name] += 1
+  assert read() == expected
+  with capsys.disabled():
+    print(
+      f'\n{FLIPS // 3} bits flipped in the other files of a run, found and '
+      f'named: {found}; of no meaning: {harmless}; 0 silent'
+    )
+  del harmless['manifest.json']  # its blanks
+  assert not any(harmless.values()) and min(found.values()) > 0
 
 
 @pytest.mark.slow
