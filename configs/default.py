@@ -108,7 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
   train.schedule = 'step'  # step (paper), cosine, constant
   train.drop_step = 10_000  # step: where the rate drops
   train.drop_factor = 0.1  # step: by what
-  train.warmup_steps = 0  # linear, before any schedule
+  train.warmup_steps = 0  # linear, before any schedule; < num_steps
   train.weight_decay = 1e-4  # adamw only
   train.clip_norm = 1.0  # global norm of the gradient
   # The boundaries' noise goes from 1 (paper, always) to this over the first
@@ -119,7 +119,10 @@ def get_config() -> ml_collections.ConfigDict:
   # up to max_skipped times in a run.
   train.on_nonfinite = 'stop'
   train.max_skipped = 10
-  train.accumulate_steps = 1  # parts of a batch that are computed in turn
+  # Parts of a batch that are computed in turn: the same as the batch at once,
+  # but for the boundary rates' penalty, which is not linear in the rates. It is
+  # the mean of the parts' own, so that each part is pulled to the target.
+  train.accumulate_steps = 1
   # Devices that share one copy of the large matrices (experiments/sharding.py)
   train.model_devices = 1
   train.ema_decay = 0.0  # of the parameters that are evaluated; 0: none
@@ -130,7 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation = config.eval = ml_collections.ConfigDict()
   evaluation.batch_size = 64
   evaluation.boundary_mode = 'deterministic'  # deterministic, sample
-  evaluation.num_samples = 8  # draws averaged by sample
+  evaluation.num_samples = 8  # sample: draws averaged; otherwise not read
   evaluation.boundary_tolerance = 2  # frames, of boundary F1
 
   checkpoint = config.checkpoint = ml_collections.ConfigDict()

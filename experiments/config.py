@@ -259,7 +259,8 @@ ADDED = {
   'model.remat': False,
 }
 
-# Fields that may differ when a run is continued: they change no number of it.
+# Fields that may differ when a run is continued: they change no number of it,
+# but for the last bits, by the order of summation.
 RESUMABLE = (
   'checkpoint.every',
   'checkpoint.keep',
@@ -271,6 +272,9 @@ RESUMABLE = (
   'train.log_seconds',
   'train.model_devices',
 )
+
+
+_LAST_BITS = ('eval.batch_size', 'train.model_devices')
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -434,6 +438,11 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       f'config.train.accumulate_steps={train.accumulate_steps}, got '
       f'{train.batch_size}.'
     )
+  if train.warmup_steps >= train.num_steps:
+    raise ConfigError(
+      'config.train.warmup_steps: expected an integer < '
+      f'config.train.num_steps={train.num_steps}, got {train.warmup_steps}.'
+    )
   for name in ('train_list', 'validation_list', 'test_list', 'label_map'):
     if data[name] and data.name != 'video_folder':
       raise ConfigError(
@@ -465,8 +474,9 @@ def differences(
   for name in sorted(old.keys() | new.keys()):
     if old.get(name) != new.get(name):
       may = name in RESUMABLE or name in allowed
+      bits = ' (last bits may differ)' if name in _LAST_BITS else ''
       (harmless if may else forbidden).append(
-        f'{name}: was {old.get(name)!r}, is {new.get(name)!r}'
+        f'{name}: was {old.get(name)!r}, is {new.get(name)!r}{bits}'
       )
   return forbidden, harmless
 

@@ -136,6 +136,10 @@ def test_typos_in_flags_are_refused_with_a_suggestion(typo, meant):
       r'train\.batch_size: expected a multiple of .*=5, got 32',
     ),
     (
+      {'train.num_steps': 50, 'train.warmup_steps': 50},
+      r'train\.warmup_steps: expected .* < config\.train\.num_steps=50, got 50',
+    ),
+    (
       {'data.name': 'hmdb51', 'data.train_list': 'a.txt'},
       r"data\.train_list: .*got 'a\.txt' with 'hmdb51'",
     ),
@@ -198,10 +202,15 @@ def test_differences_leave_out_what_does_not_matter():
   old = config_lib.resolve(quickstart.get_config()).to_dict()
   config = quickstart.get_config()
   config.checkpoint.keep = 9
+  config.eval.batch_size = 7
   config.train.batch_size = 8
   new = config_lib.resolve(config).to_dict()
   forbidden, harmless = config_lib.differences(old, new)
   assert forbidden == ['train.batch_size: was 32, is 8']
-  assert harmless == ['checkpoint.keep: was 3, is 9']
+  size = quickstart.get_config().eval.batch_size
+  assert harmless == [
+    'checkpoint.keep: was 3, is 9',
+    f'eval.batch_size: was {size}, is 7 (last bits may differ)',
+  ]
   allowed = config_lib.differences(old, new, ['train.batch_size'])
   assert allowed == ([], harmless + forbidden)

@@ -194,11 +194,11 @@ def test_sampled_evaluation_trains_nothing_of_its_own(tmp_path):
 def test_overrides_reach_the_config(tmp_path):
   overrides = [
     '--config.train.learning_rate=0.5', '--config.data.root=a=b c',
-    '--config.model.layer_norm=true', '--config.train.num_steps=7',
+    '--config.model.layer_norm=true', '--config.train.num_steps=70',
   ]  # fmt: skip
   _, cells = _plan('hmdb51', tmp_path, seeds=1, overrides=overrides)
   config = cells[0].config
-  assert config.train.learning_rate == 0.5 and config.train.num_steps == 7
+  assert config.train.learning_rate == 0.5 and config.train.num_steps == 70
   assert config.data.root == 'a=b c' and config.model.layer_norm is True
   assert '--config.data.root=a=b c' in cells[0].arguments
 
@@ -231,12 +231,12 @@ def test_runs_of_another_config_are_refused(tmp_path):
   _, cells = _plan('quickstart', tmp_path, only=['hm_soft'])
   _finish(cells[1], {})
   _plan('quickstart', tmp_path, only=['hm_soft'])
-  with pytest.raises(WorkdirError, match=r'num_steps: was 2000, is 9'):
+  with pytest.raises(WorkdirError, match=r'num_steps: was 2000, is 90'):
     _plan(
       'quickstart',
       tmp_path,
       only=['hm_soft'],
-      overrides=['--config.train.num_steps=9'],
+      overrides=['--config.train.num_steps=90'],
     )
 
 

@@ -169,6 +169,7 @@ def test_a_kill_while_it_restores(faulty, tmp_path, capsys):
 # then safe.
 FILES = {
   '/.lock': 'none',
+  '/.manifest.json': 'none',  # the run's
   '/.label_map.txt': 'none',
   '/.data.json': 'none',
   '/.config.json': 'none',
