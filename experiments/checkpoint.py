@@ -301,6 +301,7 @@ class _Directory:
       free = shutil.disk_usage(self.path).free
       if free < _ROOM * needed:
         raise OSError('too little space is free')
+      distributed.beat(f'writing step {step}', alone=True)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -310,6 +311,7 @@ class _Directory:
         force=True,
       )
       self._manager.wait_until_finished()
+      distributed.beat(alone=True)
       if distributed.is_first():
         integrity.write_manifest(self.path / str(step))
       distributed.wait()
@@ -351,6 +353,7 @@ class _Directory:
         + '\nGive another --workdir, or the old values to continue it; or '
         '--allow_config_change=FIELD,... for fields of the config.'
       )
+    distributed.beat(alone=True)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -370,6 +373,7 @@ class _Directory:
     """The record of a state; damaged unless sealed and of this step."""
     # Orbax never sees a file that is not as it was written.
     path = self.path / str(step)
+    distributed.beat(f'reading {path}', alone=True)
     wrong = integrity.damaged_files(path) if distributed.is_first() else ''
     wrong = distributed.from_first(wrong)
     if wrong:

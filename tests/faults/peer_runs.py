@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+import child_hooks
 import child_runs
 
 # 13 and 11 clips in batches of 4: the last batch is uneven.
@@ -17,6 +18,7 @@ UNEVEN = {
   'data.num_validation': 13,
 }
 AT_STEP = 7
+SLOW_S = 45.0
 
 
 def _from_step(process_id: int, change) -> None:
@@ -73,10 +75,33 @@ def _stuck(process_id: int) -> None:
   _from_step(process_id, _sleep)
 
 
+def _slow_data(process_id: int) -> None:
+  if process_id == 0:
+    child_hooks.hangs('experiments.datasets', 'load')
+
+
+def _slow_compile(process_id: int) -> None:
+  """Longer than the watchdog's time, and than a collective waits."""
+  from experiments import evaluation
+
+  compile_ahead = evaluation.Evaluator.compile
+
+  def slow(*args):
+    end = time.monotonic() + SLOW_S
+    while time.monotonic() < end:
+      pass
+    compile_ahead(*args)
+
+  if process_id:
+    evaluation.Evaluator.compile = slow
+
+
 BEFALLS = {
   'other_code': _other_code,
   'other_data': _other_data,
   'poisoned': _poisoned,
+  'slow_compile': _slow_compile,
+  'slow_data': _slow_data,
   'stuck': _stuck,
 }
 
