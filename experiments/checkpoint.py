@@ -301,7 +301,8 @@ class _Directory:
       free = shutil.disk_usage(self.path).free
       if free < _ROOM * needed:
         raise OSError('too little space is free')
-      distributed.beat(f'writing step {step}', alone=True)
+      # The others wait for process 0, in a collective.
+      distributed.beat(f'writing step {step}', alone=distributed.is_first())
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -353,7 +354,6 @@ class _Directory:
         + '\nGive another --workdir, or the old values to continue it; or '
         '--allow_config_change=FIELD,... for fields of the config.'
       )
-    distributed.beat(alone=True)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
