@@ -301,8 +301,8 @@ class _Directory:
       free = shutil.disk_usage(self.path).free
       if free < _ROOM * needed:
         raise OSError('too little space is free')
-      # The others wait for process 0, in a collective.
-      distributed.beat(f'writing step {step}', alone=distributed.is_first())
+      if distributed.is_first():  # the others wait for it in a collective
+        distributed.beat(f'writing step {step}', alone=True)
       self._manager.save(
         step,
         args=ocp.args.Composite(

@@ -259,7 +259,7 @@ def after_first(do: Callable[[], Any]) -> Any:
     return do()
   key = 'hman_jax/first_is_done'
   if not is_first():
-    beat('waiting for process 0 to prepare the data')
+    beat('waiting for process 0 to prepare the data', alone=True)
     _get(_group.client, key)
   beat('preparing the data', alone=True)
   result = do()

@@ -181,9 +181,9 @@ class Watchdog:
 
     Args:
       where: what it does now; empty: as before.
-      alone: whether it is for this process, which waits for none and may take
-        long: until the next beat it gets on while it uses the processor or the
-        disk. Else who has done it less often than the others is behind.
+      alone: whether it is for this process, which waits in no collective and
+        may take long: until the next beat it gets on while it uses the
+        processor or the disk. Else all do it as often: who has not, is behind.
     """
     self._turns += not alone
     self._moves += 1

@@ -190,9 +190,10 @@ def test_while_the_program_compiles(server, tmp_path):
   cold = {'XDG_CACHE_HOME': tmp_path / 'cache'}
   run = server.start(tmp_path / 'run', environment=cold, **SIMPLE)
   assert run.wait_for_text('test clips'), run.output()
+  time.sleep(1.5)
+  assert not _compiled(run)
   taken, _, code = _stop(run, signal.SIGINT)
   assert code == 130 and taken < 2.0
-  assert not _compiled(run)
   assert 'Traceback' not in run.output(), run.output()
 
 
