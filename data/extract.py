@@ -110,15 +110,12 @@ def prepare(
         bad[video] = digest
       else:
         records[video] = store.path_of(folder, digest)
-    found = dict(
-      zip(
-        dict.fromkeys(records.values()),
-        pool.map(
-          lambda path: _found(path, identity, verify),
-          dict.fromkeys(records.values()),
-        ),
-      )
-    )
+    found: dict[pathlib.Path, Record | None] = {}
+    unique = dict.fromkeys(records.values())
+    look = lambda path: _found(path, identity, verify)
+    for path, record in zip(unique, pool.map(look, unique)):
+      _poll(should_stop)
+      found[path] = record
   missing = {p: v for v, p in records.items() if found[p] is None}
   report = _Report(len(missing), folder, progress) if missing else None
   if report:

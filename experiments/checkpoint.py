@@ -321,6 +321,8 @@ class _Directory:
       free = shutil.disk_usage(self.path).free
       if free < _ROOM * needed:
         raise OSError('too little space is free')
+      if distributed.is_first():  # the others wait for it in a collective
+        distributed.beat(f'writing step {step}', alone=True)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -330,6 +332,7 @@ class _Directory:
         force=True,
       )
       self._manager.wait_until_finished()
+      distributed.beat(alone=True)
       if distributed.is_first():
         integrity.write_manifest(self.path / str(step))
       distributed.wait()
@@ -377,6 +380,7 @@ class _Directory:
     """The record of a state; damaged unless sealed and of this step."""
     # Orbax never sees a file that is not as it was written.
     path = self.path / str(step)
+    distributed.beat(f'reading {path}', alone=True)
     try:
       wrong = integrity.damaged_files(path) if distributed.is_first() else ''
     except OSError as e:

@@ -3,7 +3,6 @@
 import hashlib
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -30,27 +29,22 @@ class Splits(NamedTuple):
   videos: str = ''
 
 
-def load(
-  config: ml_collections.ConfigDict,
-  should_stop: Callable[[], bool] = lambda: False,
-) -> Splits:
+def load(config: ml_collections.ConfigDict) -> Splits:
   """Opens the data set of a config, preparing features where missing.
 
   Args:
     config: a resolved config.
-    should_stop: asked after each video that is made into features.
 
   Returns:
     `Splits`, with labels checked.
 
   Raises:
     DataError: if the data are missing or wrong.
-    StoppedError: if `should_stop` said so; what is prepared is kept.
   """
   if config.data.name == 'composite_actions':
     splits = _composite_actions(config)
   else:
-    splits = _videos(config, should_stop)
+    splits = _videos(config)
   for source in splits[:3]:
     pipeline.check_labels(source)
   return splits
@@ -73,7 +67,7 @@ def _composite_actions(config) -> Splits:
   )
 
 
-def _videos(config, should_stop) -> Splits:
+def _videos(config) -> Splits:
   from data import catalogue, clips, extract, features  # these need PyAV
 
   data = config.data
@@ -89,7 +83,6 @@ def _videos(config, should_stop) -> Splits:
     fps=data.fps or None,
     dtype=data.store_dtype,
     on_bad=data.on_bad_video,
-    should_stop=should_stop,
   )
   sources, skipped = {}, []
   videos = hashlib.sha256()

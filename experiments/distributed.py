@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from data.errors import StoppedError
 from experiments import coordinator
 from experiments.errors import ConfigError, PeerError, StorageError
 from experiments.watchdog import SUSPECT_S, Watchdog
@@ -247,37 +246,29 @@ def wait() -> None:
   exchange(None)
 
 
-def after_first(do: Callable[[], Any], should_stop: Callable[[], bool]) -> Any:
+def after_first(do: Callable[[], Any]) -> Any:
   """Does something in process 0, then in the others, who find it done.
 
   Args:
-    do: what all do.
-    should_stop: asked while waiting.
+    do: prepares the data.
 
   Returns:
     What it gives here.
-
-  Raises:
-    StoppedError: if `should_stop` said so.
   """
   if _group is None:
     return do()
   key = 'hman_jax/first_is_done'
-  if is_first():
-    result = do()
-    _group.client.key_value_set(key, 'yes')
-    return result
-
-  def waiting():
+  if not is_first():
     beat('waiting for process 0 to prepare the data', alone=True)
-    if should_stop():
-      raise StoppedError('stopped while process 0 prepared the data.')
+    _get(_group.client, key)
+  beat('preparing the data', alone=True)
+  result = do()
+  if is_first():
+    _group.client.key_value_set(key, 'yes')
+  return result
 
-  _get(_group.client, key, waiting)
-  return do()
 
-
-def _get(client, key: str, waiting: Callable[[], None] = lambda: None) -> str:
+def _get(client, key: str) -> str:
   """A value, as soon as it is there; signals are heard meanwhile."""
   while True:
     try:
@@ -285,7 +276,6 @@ def _get(client, key: str, waiting: Callable[[], None] = lambda: None) -> str:
     except Exception as e:
       if 'DEADLINE_EXCEEDED' not in str(e):
         raise
-    waiting()
 
 
 def check_same(what: Mapping[str, Any]) -> None:
@@ -357,9 +347,7 @@ def leave(code: int, message: str) -> None:
   """Ends this process at once, telling the others; nothing for a single one."""
   if _group is None:
     return
-  _group.watchdog.leave(message)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  _group.watchdog.leave(message, code)
   os._exit(code)
 
 
@@ -385,6 +373,8 @@ def lost(error: Exception) -> NoReturn:
   else:
     code = 1
     traceback.print_exception(error)
+  sys.stdout.flush()
+  sys.stderr.flush()
   leave(code, first)
   raise AssertionError('left')
 

@@ -1,7 +1,7 @@
 """The test protocol: every block of every clip, averaged; and its metrics."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,7 @@ class Evaluator:
     self._has_boundaries = config.model.cell == 'hm_lstm'
     self._draws = self._has_boundaries and config.model.boundary == 'gumbel'
     self._key = jax.random.key(config.seed)
+    self._compiled: set[tuple[bool, bool]] = set()
 
   @property
   def _samples(self) -> bool:
@@ -133,13 +134,32 @@ class Evaluator:
       for n in range(num_draws)
     ]
 
-  def _outputs(
-    self, params, source, check, sample, draw, clips=None, weights=False
-  ) -> dict:
-    """Outputs and truth of blocks, `[blocks, ...]`, padding rows left out.
+  def compile(self, params: Any, source) -> None:
+    """Compiles what `score` runs, ahead.
 
-    The T-frame blocks of a clip stay rows of their own.
+    Args:
+      params: of the model.
+      source: a clip source.
     """
+    batch = next(self._batches(source))
+    self._compile(params, batch, self._key_of(0), self._samples, False)
+
+  def _compile(self, params, batch, key, sample, weights) -> None:
+    """Before a batch: no collective waits for a process that compiles."""
+    if (sample, weights) in self._compiled:
+      return
+    distributed.beat('compiling the evaluation', alone=True)
+    arguments = self._model, self._mesh, params, batch, key, sample, weights
+    _apply.lower(*arguments).compile()
+    distributed.wait()
+    self._compiled.add((sample, weights))
+
+  def _key_of(self, draw: int) -> jax.Array:
+    key = jax.random.fold_in(self._key, draw)
+    return key if self._mesh is None else sharding.put_key(key, self._mesh)
+
+  def _batches(self, source, clips=None) -> Iterator[dict]:
+    """All blocks, on the devices."""
     config = self._config
     batch_size = config.eval.batch_size
     if self._mesh is not None:  # rows for all devices; more rows are padding
@@ -155,15 +175,24 @@ class Evaluator:
     if clips is not None:
       wanted = set(clips)
       batches.blocks = [b for b in batches.blocks if b[0] in wanted]
-    key = jax.random.fold_in(self._key, draw)
-    if self._mesh is not None:
-      key = sharding.put_key(key, self._mesh)
-    parts = []
     for batch in batches:
+      yield (
+        batch if self._mesh is None else sharding.put_rows(batch, self._mesh)
+      )
+
+  def _outputs(
+    self, params, source, check, sample, draw, clips=None, weights=False
+  ) -> dict:
+    """Outputs and truth of blocks, `[blocks, ...]`, padding rows left out.
+
+    The T-frame blocks of a clip stay rows of their own.
+    """
+    key = self._key_of(draw)
+    parts = []
+    for batch in self._batches(source, clips):
       distributed.beat('evaluating')
       check()
-      if self._mesh is not None:
-        batch = sharding.put_rows(batch, self._mesh)
+      self._compile(params, batch, key, sample, weights)
       shown = jax.device_get(
         _apply(self._model, self._mesh, params, batch, key, sample, weights)
       )

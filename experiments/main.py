@@ -7,7 +7,7 @@ from absl import flags
 
 from experiments import config as config_lib
 from experiments import distributed, launch
-from experiments.errors import HmanError, StoppedRun
+from experiments.errors import HmanError
 from experiments.stopping import Stop
 
 _WORKDIR = flags.DEFINE_string(
@@ -36,12 +36,13 @@ def main(argv: list[str]) -> None:
     )
   if not flags.FLAGS['config'].present:
     raise HmanError('--config: missing; for example configs/quickstart.py.')
+  stop = Stop()
+  stop.install()
+  stop.release()  # until `train.run` has something to save
   config = config_lib.resolve(launch.config())
   allowed = config_lib.changeable(_ALLOWED.value)
 
   launch.join_processes()
-  stop = Stop()
-  stop.install()
   # Imported late: a mistake in a flag is told before JAX starts.
   from experiments import workdir
 
@@ -84,7 +85,6 @@ def _check_same_program(config, allowed: list[str]) -> None:
 
 def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   """A run in its own directory, from wherever it is to the table."""
-  from data.errors import StoppedError
   from experiments import datasets, runtime, sharding, train, workdir
   from experiments.checkpoint import Checkpoints
   from experiments.reporting import RunLog, SilentLog
@@ -92,18 +92,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   runtime.enable_compilation_cache()
   mesh = sharding.make_mesh(config.train)
 
-  def stopping() -> bool:
-    distributed.beat('preparing the data', alone=True)
-    return stop.requested()
-
-  try:
-    splits = distributed.after_first(
-      lambda: datasets.load(config, should_stop=stopping), stop.requested
-    )
-  except StoppedError as e:
-    assert stop.signal is not None
-    raise StoppedRun(stop.signal, str(e)) from e
-  stop.agree()
+  splits = distributed.after_first(lambda: datasets.load(config))
   fingerprint = workdir.fingerprint(config, splits)
   distributed.check_same(fingerprint)
   first = distributed.is_first()
@@ -127,6 +116,7 @@ def _run(config, directory: pathlib.Path, allowed: list[str], stop) -> None:
   log = make_log(directory, config.train.log_every, config.train.log_seconds)
   with contextlib.closing(checkpoints), contextlib.closing(log):
     train.run(config, splits, mesh, checkpoints, log, stop)
+    stop.release()
     text, scores = train.final_evaluation(
       config, splits, mesh, checkpoints, log, stop
     )

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from typing import NoReturn
 
 from experiments import distributed
 from experiments.errors import StoppedRun
@@ -15,10 +16,12 @@ class Stop:
   """Notes SIGTERM and SIGINT, for loops to look at between two steps.
 
   A scheduler sends SIGTERM some seconds before it kills; the loops then save
-  and leave. A second signal ends the process without saving.
+  and leave. A second signal ends the process without saving, and while there is
+  nothing to save (`release`) the first does, wherever the program is.
 
   Of several processes only some may be sent one, at different times: all
-  stop once they agreed to, at the same place.
+  stop once they agreed to, at the same place; or, with nothing to save, as the
+  watchdog tells them to.
 
   Attributes:
     signal: number of the signal that came, or None.
@@ -28,6 +31,7 @@ class Stop:
   def __init__(self) -> None:
     self.signal: int | None = None
     self.agreed: int | None = None
+    self._held = True
 
   def install(self) -> None:
     """Takes over the signals of this process; main thread only.
@@ -41,6 +45,20 @@ class Stop:
     for number in SIGNALS:
       signal.signal(number, lambda *_: None)
     threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+
+  def release(self) -> None:
+    """All that is done is on disk: a signal ends the process, also a past one.
+
+    Such an end is a kill, which loses nothing: what is being written is not
+    used before it is whole.
+    """
+    self._held = False
+    if self.signal is not None:
+      self._end(self.signal)
+
+  def hold(self) -> None:
+    """There is something to save: a signal waits for a loop to look."""
+    self._held = True
 
   def requested(self) -> bool:
     """Whether a signal came."""
@@ -67,6 +85,17 @@ class Stop:
     if self.signal is not None:
       os._exit(128 + number)
     self.signal = number
-    name = signal.Signals(number).name
-    with contextlib.suppress(OSError):  # no screen: the second is heard still
-      os.write(2, f'\n{name}: stopping; again to stop at once\n'.encode())
+    if not self._held:
+      self._end(number)
+    _tell(f'{signal.Signals(number).name}: stopping; again to stop at once')
+
+  def _end(self, number: int) -> NoReturn:
+    why = str(StoppedRun(number))
+    _tell(f'{why} The same command goes on from here.')
+    distributed.leave(128 + number, why)
+    os._exit(128 + number)
+
+
+def _tell(text: str) -> None:
+  with contextlib.suppress(OSError):  # no screen: the second is heard still
+    os.write(2, f'\n{text}\n'.encode())

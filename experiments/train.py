@@ -439,7 +439,7 @@ def run(
     checkpoints: where states are saved and restored.
     log: where metrics go.
     stop: looked at between steps and evaluation batches; of several processes,
-      all stop after the same step.
+      all stop after the same step. Held from the first step on.
 
   Returns:
     The last state. The best on validation is in `checkpoints`.
@@ -459,6 +459,7 @@ def run(
   distributed.beat('reading the latest checkpoint')
   restored = checkpoints.restore_latest(sharding.put(state, places))
   if restored is None and config.model.feature_norm == 'standard':
+    distributed.beat('taking the statistics of the features', alone=True)
     statistics = pipeline.feature_statistics(splits.train)
     params = models.with_statistics(state.params, *statistics)
     averaged = _copy(params) if train.ema_decay else None
@@ -517,12 +518,15 @@ def run(
       if distributed.count() > 1:
         batch['signal'] = np.full(len(batch['row']), stop.signal or 0, np.int32)
       on_devices = sharding.put_rows(batch, mesh)
-      distributed.beat(f'computing step {step}')
-      if step == start + 1 and distributed.count() > 1:
-        # They compile at different speeds, and the first collective does not
-        # wait for long.
+      if step == start + 1:
+        # All at once, while a signal ends the process. Several compile at
+        # different speeds, and the first collective does not wait for long.
+        distributed.beat('compiling', alone=True)
         step_fn = step_fn.lower(state, on_devices, key).compile()
         distributed.wait()
+        evaluator.compile(state.evaluated(), splits.validation)
+        stop.hold()
+      distributed.beat(f'computing step {step}')
       data_time = time.perf_counter() - waiting
       state, metrics = step_fn(state, on_devices, key)
       watch.add(step, metrics, batch)

@@ -3,14 +3,15 @@
 Every process says each second how far it has come (a beat), through the
 key-value store of JAX's coordination service, and reads what the others say.
 One that is not heard from is dead or stopped; if nobody gets on, the one that
-is furthest behind is stuck. Without this, those that wait for it in a
-collective wait for ever.
+is furthest behind is stuck; if nothing is heard at all, the service is gone.
+Without this, those that wait in a collective wait for ever.
 """
 
 import contextlib
 import faulthandler
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -23,6 +24,8 @@ BEAT_S = 1.0
 SILENT_S = 20.0  # not heard from for so long: dead, stopped or cut off
 SUSPECT_S = 5.0  # the same, once a collective has failed
 GRACE_S = 5.0  # for the others to come to the end that one process told
+LEAVE_S = 3.0  # for telling that this process ends
+BUSY = 0.02  # processors used by what is not stuck; waiting takes a tenth
 _FOLDER = 'hman_jax/beat/'
 
 
@@ -31,17 +34,23 @@ class Peer(NamedTuple):
 
   Attributes:
     name: for messages: number, process id, host.
-    turns: how often it got on.
+    turns: how often it did what all do as often.
+    moves: how often it got on.
     where: what it does.
     note: why it left; empty if it has not.
+    code: its exit code, if it left.
     changed: when its last beat came, by the clock of this process.
+    moved: when it last got on, by the same clock.
   """
 
   name: str
   turns: int
+  moves: int
   where: str
   note: str
+  code: int
   changed: float
+  moved: float
 
 
 class Verdict(NamedTuple):
@@ -50,17 +59,19 @@ class Verdict(NamedTuple):
   Attributes:
     message: for the user.
     stacks: whether the stacks of this process belong to the answer.
+    code: exit code.
   """
 
   message: str
   stacks: bool
+  code: int = PeerError.exit_code
 
 
 def judge(
   me: int,
   peers: Mapping[int, Peer],
   now: float,
-  own_change: float,
+  answered: float,
   *,
   stuck_s: float,
   suspicious: bool = False,
@@ -71,7 +82,7 @@ def judge(
     me: number of this process.
     peers: what is known, this process included, by number.
     now: the clock.
-    own_change: when this process last got on.
+    answered: when the coordinator last told of them.
     stuck_s: seconds without getting on that are too many.
     suspicious: whether a collective has failed here already.
 
@@ -80,7 +91,16 @@ def judge(
   """
   others = [peer for number, peer in peers.items() if number != me]
   silent_s = SUSPECT_S if suspicious else SILENT_S
-  silent = [p for p in others if not p.note and now - p.changed > silent_s]
+  if now - answered > silent_s:
+    return Verdict(
+      f'the coordinator has not answered for {now - answered:.0f} s: it (a '
+      'child of process 0), the host of process 0, or the way there is gone; '
+      'the other processes may be well. Start all processes again with the '
+      'same commands: they go on from the last checkpoint.',
+      stacks=not suspicious,
+    )
+  # Nobody is heard from while the coordinator is silent.
+  silent = [p for p in others if not p.note and answered - p.changed > silent_s]
   if silent:
     worst = min(silent, key=lambda p: p.changed)
     return Verdict(
@@ -92,8 +112,10 @@ def judge(
     )
   for peer in others:
     if peer.note and now - peer.changed > GRACE_S:
-      return Verdict(f'{peer.name} ended: {peer.note}', stacks=False)
-  if now - own_change > stuck_s:
+      code = peer.code if peer.code > 128 else PeerError.exit_code  # a signal
+      return Verdict(f'{peer.name} ended: {peer.note}', False, code)
+  quiet_s = now - max(p.moved for p in peers.values())
+  if quiet_s > stuck_s:
     least = min(p.turns for p in peers.values())
     behind = [p for p in peers.values() if p.turns == least]
     names = '; '.join(f'{p.name} ({p.where})' for p in behind)
@@ -102,7 +124,7 @@ def judge(
     else:
       what = f'stuck, the others wait for it: {names}'
     return Verdict(
-      f'nothing has moved for {now - own_change:.0f} s (--watchdog_s='
+      f'nothing has moved for {quiet_s:.0f} s (--watchdog_s='
       f'{stuck_s:g}); {what}. The stacks above are those of this process; '
       'those of the stuck one tell why. Start all processes again with the '
       'same commands: they go on from the last checkpoint.',
@@ -125,12 +147,15 @@ class Watchdog:
     self._client, self._index, self._stuck_s = client, index, stuck_s
     self._name = f'process {index} (process id {os.getpid()} on '
     self._name += f'{socket.gethostname()})'
-    self._turns, self._where, self._note = 0, 'starting', ''
+    self._turns, self._moves, self._where = 0, 0, 'starting'
+    self._note, self._code = '', 0
+    self._alone, self._work = False, _work()
     self._sent = 0
     self._suspicious = False
-    now = time.monotonic()
-    self._own_change = now
-    unheard = lambda i: Peer(f'process {i}', 0, 'starting', '', now)
+    now = self._answered = time.monotonic()
+    unheard = lambda i: Peer(
+      f'process {i}', 0, 0, 'starting', '', 0, changed=now, moved=now
+    )
     self._peers = {i: unheard(i) for i in range(count)}
     self._texts: dict[int, str] = {}
     self._closed = threading.Event()
@@ -156,47 +181,64 @@ class Watchdog:
 
     Args:
       where: what it does now; empty: as before.
-      alone: whether the others need not do this as often; else whoever has
-        done it less often is behind.
+      alone: whether it is for this process, which waits in no collective and
+        may take long: until the next beat it gets on while it uses the
+        processor or the disk. Else all do it as often: who has not, is behind.
     """
     self._turns += not alone
+    self._moves += 1
+    self._alone = alone
     self._where = where or self._where
-    self._own_change = time.monotonic()
 
   def suspect(self) -> None:
     """A collective has failed: the others are given less time to be heard."""
     self._suspicious = True
 
-  def leave(self, note: str) -> None:
+  def leave(self, note: str, code: int) -> None:
     """Tells the others that this process ends, and why."""
-    self._note = note
-    try:
-      self._talk()
-    except Exception:  # the service is gone: they hear nothing, and find out
-      return
+    self._note, self._code = note, code
+    # If the service is gone they hear nothing, and find out.
+    thread = threading.Thread(target=self._try_to_talk, daemon=True)
+    thread.start()
+    thread.join(LEAVE_S)
 
   def _talk_on(self) -> None:
     while not self._closed.wait(BEAT_S):
-      try:
-        self._talk()
-      except Exception:  # no answer is what `_judge_on` looks for
-        continue
+      self._look_at_work()
+      self._try_to_talk()
+
+  def _look_at_work(self) -> None:
+    work = _work()
+    busy = work.processor - self._work.processor > BUSY * BEAT_S
+    self._moves += self._alone and (busy or work.blocks > self._work.blocks)
+    self._work = work
+
+  def _try_to_talk(self) -> None:
+    with contextlib.suppress(Exception):  # no answer: `_judge_on` looks for it
+      self._talk()
 
   def _talk(self) -> None:
     with self._talking:
       self._sent += 1
-      mine = (self._name, self._turns, self._where, self._note, self._sent)
+      mine = (
+        self._name, self._turns, self._moves, self._where, self._note,
+        self._code, self._sent,
+      )  # fmt: skip
       self._client.key_value_set(
         f'{_FOLDER}{self._index}', json.dumps(mine), allow_overwrite=True
       )
       answer = self._client.key_value_dir_get(_FOLDER)
-      now = time.monotonic()
+      now = self._answered = time.monotonic()
       for key, text in answer:
         number = int(key.rpartition('/')[2])
         if text != self._texts.get(number):
           self._texts[number] = text
-          name, turns, where, note, _ = json.loads(text)
-          self._peers[number] = Peer(name, turns, where, note, now)
+          name, turns, moves, where, note, code, _ = json.loads(text)
+          old = self._peers[number]
+          moved = now if moves != old.moves else old.moved
+          self._peers[number] = Peer(
+            name, turns, moves, where, note, code, now, moved
+          )
 
   def _judge_on(self) -> None:
     while not self._closed.wait(BEAT_S / 2):
@@ -204,7 +246,7 @@ class Watchdog:
         self._index,
         dict(self._peers),
         time.monotonic(),
-        self._own_change,
+        self._answered,
         stuck_s=self._stuck_s,
         suspicious=self._suspicious,
       )
@@ -219,6 +261,18 @@ class Watchdog:
         os.write(2, f'stacks of {self._name}:\n'.encode())
         faulthandler.dump_traceback(2, all_threads=True)
       # One write: the lines of several processes must not mix.
-      text = f'error: process {self._index}: {verdict.message}\n'
+      word = 'stopped' if verdict.code > 128 else 'error'
+      text = f'{word}: process {self._index}: {verdict.message}\n'
       os.write(2, text.encode())
-    os._exit(PeerError.exit_code)
+    os._exit(verdict.code)
+
+
+class _Work(NamedTuple):
+  processor: float
+  blocks: int
+
+
+def _work() -> _Work:
+  """Seconds of the processor and blocks of the disk that this process used."""
+  use = resource.getrusage(resource.RUSAGE_SELF)
+  return _Work(use.ru_utime + use.ru_stime, use.ru_inblock + use.ru_oublock)

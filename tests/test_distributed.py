@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import chex
 import jax
@@ -18,7 +20,7 @@ from data.composite_actions import CompositeActions
 from data.errors import DataError
 from experiments import distributed, evaluation, sharding, train, watchdog
 from experiments.errors import ConfigError
-from experiments.stopping import Stop
+from experiments.stopping import SIGNALS, Stop
 from experiments.watchdog import Peer
 
 from tiny_runs import tiny_config
@@ -89,38 +91,54 @@ def test_a_launcher_tells_the_place(monkeypatch):
 
 def _peers(*changes, **of_last):
   """Three processes: turns 7, heard 1 s ago; the last one is changed."""
+  where = 'computing step 7'
   peers = {
-    i: Peer(f'process {i}', 7, 'computing step 7', '', 99.0) for i in range(3)
+    i: Peer(f'process {i}', 7, 9, where, '', 0, changed=99.0, moved=30.0)
+    for i in range(3)
   }
   peers[2] = peers[2]._replace(**of_last)
   return peers
 
 
 @pytest.mark.parametrize(
-  ('last', 'own_change', 'suspicious', 'message'),
+  ('last', 'answered', 'suspicious', 'message', 'code'),
   [
-    ({}, 99.0, False, None),
-    ({'changed': 80.0}, 99.0, False, None),
-    ({'changed': 70.0}, 99.0, False, '2 has not been heard from for 30'),
-    ({'changed': 90.0}, 99.0, True, 'process 2 has not been heard from for 10'),
-    ({'note': 'disk full', 'changed': 98.0}, 99.0, False, None),
-    ({'note': 'disk full', 'changed': 70.0}, 99.0, False, '2 ended: disk full'),
+    ({'moved': 99.0}, 99.0, False, None, 0),
+    ({'moved': 99.0, 'changed': 80.0}, 99.0, False, None, 0),
+    ({'changed': 70.0}, 99.0, False, '2 has not been heard from for 30', 3),
+    ({'changed': 90.0}, 99.0, True, '2 has not been heard from for 10', 3),
+    ({'note': 'full', 'changed': 98.0, 'moved': 98.0}, 99.0, False, None, 0),
     (
-      {'turns': 6, 'where': 'reading the batch of step 7'}, 30.0, False,
-      'wait for it: process 2 (reading the batch of step 7)',
+      {'note': 'full', 'code': 4, 'changed': 70.0}, 99.0, False,
+      'process 2 ended: full', 3,
     ),
-    ({}, 30.0, False, 'stand at the same place: computing step 7'),
-    ({'turns': 6}, 50.0, False, None),
+    (
+      {'note': 'stopped by SIGINT.', 'code': 130, 'changed': 90.0}, 99.0, False,
+      'process 2 ended: stopped by SIGINT.', 130,
+    ),
+    (
+      {'turns': 6, 'where': 'reading the batch of step 7'}, 99.0, False,
+      'wait for it: process 2 (reading the batch of step 7)', 3,
+    ),
+    ({}, 99.0, False, 'stand at the same place: computing step 7', 3),
+    ({'turns': 6, 'moved': 50.0}, 99.0, False, None, 0),
+    # Who is waited for computes; nobody else gets on.
+    ({'turns': 6, 'moved': 99.0}, 99.0, False, None, 0),
+    # All are heard until the coordinator is not.
+    ({'moved': 79.0, 'changed': 78.5}, 79.5, False, 'coordinator has not', 3),
+    ({'moved': 90.0, 'changed': 89.5}, 90.5, True, 'coordinator has not', 3),
+    ({'moved': 90.0, 'changed': 69.5}, 81.0, False, None, 0),
   ],
 )  # fmt: skip
-def test_what_is_wrong(last, own_change, suspicious, message):
+def test_what_is_wrong(last, answered, suspicious, message, code):
   verdict = watchdog.judge(
-    0, _peers(**last), 100.0, own_change, stuck_s=60.0, suspicious=suspicious
+    0, _peers(**last), 100.0, answered, stuck_s=60.0, suspicious=suspicious
   )
   if message is None:
     assert verdict is None
   else:
     assert verdict is not None and message in verdict.message
+    assert verdict.code == code
 
 
 class _Store:
@@ -166,7 +184,7 @@ def test_processes_hear_of_each_other(monkeypatch):
   for dog in dogs:
     dog.start()
     dog.beat('computing step 1')
-  dogs[1].leave('step 1: not finite')
+  dogs[1].leave('step 1: not finite', 4)
   waited = threading.Event()
   for _ in range(1000):
     if ends:
@@ -180,6 +198,85 @@ def test_processes_hear_of_each_other(monkeypatch):
   assert verdict.message.endswith('ended: step 1: not finite')
 
 
+def test_a_process_for_itself_gets_on_while_it_computes(monkeypatch):
+  monkeypatch.setattr(watchdog, 'BEAT_S', 0.05)
+  dog = watchdog.Watchdog(_Store(), 0, 1, 60.0)
+  dog.start()
+
+  def moves(wait):
+    before = dog._moves
+    end = time.monotonic() + 0.4
+    while time.monotonic() < end:
+      wait()
+    return dog._moves - before
+
+  sleep = lambda: time.sleep(0.4)
+  dog.beat('compiling', alone=True)
+  assert moves(lambda: None) >= 2
+  time.sleep(0.1)
+  assert moves(sleep) == 0  # a stuck one
+  dog.beat('computing step 1')
+  time.sleep(0.1)
+  assert moves(lambda: None) == 0  # waits in a collective, which may spin
+  dog.close()
+
+
+def _program(text, **options):
+  return subprocess.Popen(
+    [sys.executable, '-c', text], cwd=ROOT, stderr=subprocess.PIPE,
+    text=True, **options,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('code', [3, 143])
+def test_the_watchdog_ends_also_where_nothing_can_be_told(code):
+  process = _program(
+    'import os; from experiments import watchdog as w\n'
+    'os.dup2(os.open("/dev/full", os.O_WRONLY), 2)\n'
+    f'w.Watchdog(None, 0, 2, 60.0)._end(w.Verdict("dead", True, {code}))'
+  )
+  with process:
+    assert process.wait(30) == code
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_with_nothing_to_save_a_signal_ends_the_process(number):
+  """Wherever it is: in a call of C, Python's own handlers have to wait."""
+  process = _program(
+    'import hashlib; from experiments.stopping import Stop\n'
+    'stop = Stop(); stop.install(); stop.release()\n'
+    'print("here", flush=True)\n'
+    'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)',
+    stdout=subprocess.PIPE,
+  )
+  with process:
+    assert process.stdout.readline() == 'here\n'
+    process.send_signal(number)
+    _, told = process.communicate(timeout=10)
+  assert process.returncode == 128 + number
+  name = signal.Signals(number).name
+  assert f'stopped by {name}. The same command goes on from here.' in told
+
+
+def test_a_signal_from_before_ends_it_once_all_is_saved():
+  process = _program(
+    'from experiments.stopping import Stop\n'
+    'stop = Stop(); stop.signal = 15; stop.hold(); stop.release()'
+  )
+  with process:
+    assert process.wait(30) == 143
+
+
+def test_a_signal_is_no_metric_of_a_step():
+  stop = Stop()
+  watch = train._Watch(tiny_config().train, None, stop, lambda: 5)
+  steps = [{'nonfinite': 0.0, 'signal': n} for n in (15, 0)]
+  for step, metrics in enumerate(steps, start=1):
+    watch.add(step, metrics, {'clip': np.zeros(1, np.int32)})
+    assert 'signal' not in metrics
+  assert stop.agreed == 15
+
+
 def test_processes_agree(monkeypatch):
   """Two threads as two processes."""
   store = _Store()
@@ -189,7 +286,7 @@ def test_processes_agree(monkeypatch):
     pass
 
   class Quiet:
-    def beat(self, where=''):
+    def beat(self, where='', alone=False):
       pass
 
   groups = [
@@ -274,6 +371,21 @@ def test_evaluation_over_devices_is_that_of_one():
   for name, x in one[0].items():
     if name != 'row':  # of the batch, which is another
       np.testing.assert_allclose(four[0][name], x, atol=1e-5, err_msg=name)
+
+
+def test_evaluation_is_compiled_ahead(caplog):
+  config = tiny_config(**{'model.name': 'softmax_regression'})
+  source = CompositeActions('test', num_clips=2)
+  model = train.make_model(config, 8, source.feature_shape)
+  params = model.init(jax.random.key(0), np.zeros((1, 1, 49, 64)))
+  evaluator = evaluation.Evaluator(config, model)
+  compiled = lambda: 'compilation of jit(_apply)' in caplog.text
+  with jax.log_compiles(True):
+    evaluator.compile(params, source)
+    assert compiled()
+    caplog.clear()
+    evaluator.score(params, source)
+    assert not compiled()
 
 
 def _tiny_state(**changes):

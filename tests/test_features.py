@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import time
 import types
 
 import jax
@@ -362,8 +363,8 @@ def test_only_what_is_missing_is_done(tmp_path, videos):
   assert extractor.frames == 18
   _prepare(videos, extractor, store)
   assert extractor.frames == 18
-  for path, (content, time) in before.items():
-    assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, time)
+  for path, (content, changed) in before.items():
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, changed)
 
 
 def test_moved_and_equal_videos_are_done_once(tmp_path, videos):
@@ -424,6 +425,29 @@ def test_a_stop_keeps_what_is_done(tmp_path, videos):
   assert 2 <= done() < 4
   assert len(_prepare(videos, extractor, store)) == 4
   assert 18 <= extractor.frames < 36
+
+
+@pytest.mark.parametrize('name', ['_digest', '_found'])
+def test_a_stop_waits_for_no_more_than_the_files_in_hand(
+  name, tmp_path, videos, monkeypatch
+):
+  store, asked = tmp_path / 'store', []
+  _prepare(videos, Quarters(), store)
+  slow = getattr(extract, name)
+
+  def look(*args):
+    asked.append(args)
+    time.sleep(0.1)
+    return slow(*args)
+
+  monkeypatch.setattr(extract, name, look)
+  pool = concurrent.futures.ThreadPoolExecutor
+  monkeypatch.setattr(
+    extract.concurrent.futures, 'ThreadPoolExecutor', lambda: pool(1)
+  )
+  with pytest.raises(StoppedError):
+    _prepare(videos, Quarters(), store, should_stop=lambda: bool(asked))
+  assert len(asked) <= 2 < len(videos)
 
 
 def test_a_crash_leaves_no_half_file(tmp_path, videos, monkeypatch):

@@ -1,5 +1,7 @@
 """What a child does to itself before it becomes the trainer."""
 
+import functools
+import importlib
 import os
 import pathlib
 import resource
@@ -45,6 +47,13 @@ def tell_phases():
   _tell(checkpoint._Directory, 'restore', 'reading')
 
 
+def tell_joining():
+  """A line when it begins to wait for the other processes."""
+  import jax
+
+  _tell(jax.distributed, 'initialize', 'joining')
+
+
 def _tell(owner, name, phase):
   function = getattr(owner, name)
 
@@ -53,6 +62,22 @@ def _tell(owner, name, phase):
     return function(*args, **kwargs)
 
   setattr(owner, name, told)
+
+
+def hangs(module, name):
+  """A function tells that it begins, and takes a minute longer."""
+  owner = functools.reduce(
+    getattr, name.split('.')[:-1], importlib.import_module(module)
+  )
+  name = name.split('.')[-1]
+  function = getattr(owner, name)
+
+  def slow(*args, **kwargs):
+    print('PHASE slow', flush=True)
+    time.sleep(60)
+    return function(*args, **kwargs)
+
+  setattr(owner, name, slow)
 
 
 def only_saves():

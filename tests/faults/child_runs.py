@@ -6,6 +6,7 @@ unless a child is given FAULT_ROOT. HMAN_LIMIT_S is how long a child may take
 (default 900); HMAN_FAULT_CACHE is a folder that keeps compiled programs.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -217,6 +218,18 @@ class Run:
     """SIGKILL, and waits."""
     self.signal(signal.SIGKILL)
     self.wait()
+
+
+def children(pid: int) -> list[pathlib.Path]:
+  """/proc's folders of the processes that a process has started."""
+  found = []
+  for folder in pathlib.Path('/proc').iterdir():
+    with contextlib.suppress(OSError):
+      if folder.name.isdigit():
+        fields = (folder / 'stat').read_text().rpartition(')')[2].split()
+        if int(fields[1]) == pid and fields[0] != 'Z':
+          found.append(folder)
+  return found
 
 
 def digests(workdir: pathlib.Path) -> dict[str, dict]:

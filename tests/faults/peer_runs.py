@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+import child_hooks
 import child_runs
 
 # 13 and 11 clips in batches of 4: the last batch is uneven.
@@ -17,6 +18,7 @@ UNEVEN = {
   'data.num_validation': 13,
 }
 AT_STEP = 7
+SLOW_S = 45.0
 
 
 def _from_step(process_id: int, change) -> None:
@@ -73,10 +75,39 @@ def _stuck(process_id: int) -> None:
   _from_step(process_id, _sleep)
 
 
+def _slow_data(process_id: int) -> None:
+  if process_id == 0:
+    child_hooks.hangs('experiments.datasets', 'load')
+
+
+def _slow_compile(process_id: int) -> None:
+  """Longer than the watchdog's time, and than a collective waits."""
+  from experiments import evaluation
+
+  class Slow:
+    def __init__(self, function):
+      self._function, self._slow_s = function, SLOW_S
+
+    def __call__(self, *args):
+      return self._function(*args)
+
+    def lower(self, *args):
+      end = time.monotonic() + self._slow_s
+      while time.monotonic() < end:
+        pass
+      self._slow_s = 0.0
+      return self._function.lower(*args)
+
+  if process_id:
+    evaluation._apply = Slow(evaluation._apply)
+
+
 BEFALLS = {
   'other_code': _other_code,
   'other_data': _other_data,
   'poisoned': _poisoned,
+  'slow_compile': _slow_compile,
+  'slow_data': _slow_data,
   'stuck': _stuck,
 }
 

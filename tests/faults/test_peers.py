@@ -1,5 +1,6 @@
 """Several processes on this machine: one run, whatever befalls one of them."""
 
+import contextlib
 import json
 import os
 import re
@@ -59,6 +60,9 @@ def _ends(runs, sent):
 def test_two_processes_are_one_run(one, two, server, tmp_path, capsys):
   apart = _close(two, one)
   assert apart <= 1e-5
+  assert [r.keys() for r in child_runs.records(two)] == [
+    r.keys() for r in child_runs.records(one)
+  ]  # nothing of what the processes tell each other
   peer_runs.finish(server, tmp_path / 'run', 2)
   assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
   with capsys.disabled():
@@ -138,6 +142,63 @@ def test_a_stuck_process_is_named(server, tmp_path):
     + re.escape(where), told,
   )  # fmt: skip
   assert 'in _sleep' in runs[1].output()  # what it was stuck in
+
+
+@pytest.mark.parametrize('number', [signal.SIGSTOP, signal.SIGKILL])
+def test_a_lost_coordinator_is_no_fault_of_a_process(
+  number, server, tmp_path, capsys
+):
+  runs = peer_runs.start(server, tmp_path / 'run', 2)
+  assert runs[0].wait_for(_computing)
+  (service,) = [
+    int(folder.name)
+    for folder in child_runs.children(runs[0].pid)
+    if b'experiments.coordinator' in (folder / 'cmdline').read_bytes()
+  ]
+  sent = time.monotonic()
+  os.kill(service, number)
+  codes, taken = _ends(runs, sent)
+  told = [run.output() for run in runs]
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(service, signal.SIGKILL)
+  assert taken <= LIMIT_S, told
+  assert 'has not been heard from' not in ''.join(told)
+  if number == signal.SIGKILL:  # JAX itself aborts, at once
+    assert codes == [-signal.SIGABRT] * 2
+    assert all('RPC to coordination service' in text for text in told)
+  else:
+    assert codes == [3, 3]
+    for i, text in enumerate(told):
+      message = f'error: process {i}: the coordinator has not answered for '
+      assert text.splitlines()[-1].startswith(message)
+  with capsys.disabled():
+    print(f'\ncoordinator, signal {number}: both left after {taken:.1f} s')
+
+
+@pytest.mark.parametrize('signalled', [1, 0])
+def test_a_signal_to_one_while_data_are_prepared(
+  signalled, server, tmp_path, capsys
+):
+  runs = peer_runs.start(server, tmp_path / 'run', 2, what='slow_data')
+  assert runs[0].wait_for_text('PHASE slow'), runs[0].output()
+  time.sleep(2)
+  sent = time.monotonic()
+  runs[signalled].signal(signal.SIGTERM)
+  codes, taken = _ends(runs, sent)
+  assert codes == [143, 143], [run.output() for run in runs]
+  assert taken <= 10.0
+  last = runs[1 - signalled].output().splitlines()[-1]
+  assert last.startswith(f'stopped: process {1 - signalled}: ')
+  assert last.endswith('ended: stopped by SIGTERM.')
+  with capsys.disabled():
+    print(f'\nSIGTERM to process {signalled}: all left after {taken:.1f} s')
+
+
+def test_who_compiles_for_long_is_waited_for(two, server, tmp_path):
+  peer_runs.finish(
+    server, tmp_path / 'run', 2, '--watchdog_s=30', what='slow_compile'
+  )
+  assert child_runs.result(tmp_path / 'run') == child_runs.result(two)
 
 
 def test_a_signal_to_one_stops_all_after_the_same_step(two, server, tmp_path):

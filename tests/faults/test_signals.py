@@ -5,9 +5,8 @@ seconds that stopping may take (default 10).
 """
 
 import collections
-import contextlib
+import functools
 import os
-import pathlib
 import re
 import signal
 import time
@@ -112,18 +111,6 @@ def test_random_moments(server, tmp_path, capsys):
   assert max(t for pairs in times.values() for t, _ in pairs) <= LIMIT_S
 
 
-def _children(pid):
-  """Processes that a process has started."""
-  found = []
-  for folder in pathlib.Path('/proc').iterdir():
-    with contextlib.suppress(OSError):
-      if folder.name.isdigit():
-        fields = (folder / 'stat').read_text().rpartition(')')[2].split()
-        if int(fields[1]) == pid and fields[0] != 'Z':
-          found.append(folder)
-  return found
-
-
 def _gone(folders):
   """Whether all of them end within seconds."""
   end = time.monotonic() + LIMIT_S
@@ -149,7 +136,7 @@ def test_while_features_are_prepared(server, tmp_path):
   for wanted, number in ((2, signal.SIGTERM), (9, signal.SIGINT)):
     run = server.start(tmp_path / 'run', before=slow, **options)
     assert run.wait_for_text('PHASE features', wanted), run.output()
-    workers = _children(run.pid)
+    workers = child_runs.children(run.pid)
     taken, _, code = _stop(run, number)
     assert code == 128 + number, run.output()
     assert taken <= LIMIT_S
@@ -158,7 +145,7 @@ def test_while_features_are_prepared(server, tmp_path):
     assert _gone(workers), workers
   run = server.start(tmp_path / 'run', before=slow, **options)
   assert run.wait_for_text('PHASE features', 2), run.output()
-  workers = _children(run.pid)
+  workers = child_runs.children(run.pid)
   run.kill()
   assert _gone(workers), workers
   fast = (child_hooks.fast_extractor,)
@@ -172,17 +159,65 @@ def test_while_features_are_prepared(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(server, tmp_path):
-  """Also while the program compiles, which no first signal can stop."""
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    ('experiments.datasets', 'load'),
+    ('experiments.checkpoint', 'Checkpoints.restore_latest'),
+    ('data.pipeline', 'feature_statistics'),
+    ('experiments.evaluation', 'Evaluator.compile'),
+    ('experiments.train', 'final_evaluation'),
+  ],
+)
+def test_where_nothing_is_to_be_saved(module, name, server, tmp_path, capsys):
+  options = {**SIMPLE, 'model.feature_norm': 'standard', 'train.num_steps': 8}
+  expected = server.undisturbed(**options)
+  slow = (functools.partial(child_hooks.hangs, module, name),)
+  run = server.start(tmp_path / 'run', before=slow, **options)
+  assert run.wait_for_text('PHASE slow'), run.output()
+  taken, _, code = _stop(run)
+  assert code == 143 and taken <= LIMIT_S, run.output()
+  assert 'The same command goes on from here' in run.output()
+  assert 'Traceback' not in run.output(), run.output()
+  assert server.finish(tmp_path / 'run', **options).wait() == 0
+  assert child_runs.result(tmp_path / 'run') == expected
+  with capsys.disabled():
+    print(f'\nin {name}: left after {taken:.2f} s')
+
+
+@pytest.mark.slow
+def test_while_the_program_compiles(server, tmp_path):
   cold = {'XDG_CACHE_HOME': tmp_path / 'cache'}
   run = server.start(tmp_path / 'run', environment=cold, **SIMPLE)
   assert run.wait_for_text('test clips'), run.output()
-  run.signal(signal.SIGINT)
-  assert run.wait_for_text('SIGINT: stopping; again to stop at once')
+  time.sleep(1.5)
   assert not _compiled(run)
   taken, _, code = _stop(run, signal.SIGINT)
   assert code == 130 and taken < 2.0
   assert 'Traceback' not in run.output(), run.output()
+
+
+@pytest.mark.slow
+def test_while_other_processes_are_waited_for(server, tmp_path):
+  alone = {
+    'JAX_COORDINATOR_ADDRESS': 'localhost:1',
+    'JAX_NUM_PROCESSES': 2,
+    'JAX_PROCESS_ID': 1,
+  }
+  run = server.start(
+    tmp_path / 'run',
+    environment=alone,
+    before=(child_hooks.tell_joining,),
+    **SIMPLE,
+  )
+  assert run.wait_for_text('PHASE joining'), run.output()
+  time.sleep(0.5)
+  taken, _, code = _stop(run)
+  assert code == 143 and taken < 2.0, run.output()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(server, tmp_path):
   run = server.start(tmp_path / 'run', **SIMPLE)
   assert run.wait_for(_compiled), run.output()
   run.signal(signal.SIGTERM)
