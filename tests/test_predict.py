@@ -18,9 +18,9 @@ import pytest
 
 import hman_jax
 from configs import hmdb51
-from data import features, live, videos
+from data import decoding, features, live, videos
 from data.errors import VideoError
-from experiments import evaluate, overlay, predict, train
+from experiments import evaluate, overlay, predict, recognise, train
 from experiments.errors import HmanError, WorkdirError
 from experiments.recognise import Segments, VideoRecogniser
 from experiments.trained import TrainedRun
@@ -437,6 +437,23 @@ def test_pipes_of_nothing_are_refused(tmp_path, content, message):
     list(live.stream(str(tmp_path / 'none'), [None]))
 
 
+@pytest.mark.parametrize(
+  ('codec', 'limit', 'message'),
+  [
+    ('mpeg4', 32 * 48 - 1, 'frames of 32 x 48: more than 1535 pixels'),
+    ('snow', 32 * 48, 'coded by snow, which is not on the list'),
+  ],
+)
+def test_pipes_have_the_limits_of_files(
+  tmp_path, monkeypatch, codec, limit, message
+):
+  monkeypatch.setattr(videos, 'MAX_PIXELS', limit)
+  path = tmp_path / 'pipe.mkv'
+  video_files.write(path, video_files.shades(3, (32, 48)), codec)
+  with pytest.raises(VideoError, match=message):
+    next(live.stream(str(path), [(8, 8)]))
+
+
 def test_a_live_source_is_recognised_line_by_line(
   workdir, root, tmp_path, monkeypatch, capsys
 ):
@@ -512,7 +529,7 @@ def test_the_overlay_shows_where_and_what(tmp_path):
   weights = np.zeros(49, np.float32)
   weights[0] = 1.0  # top left
   path = tmp_path / 'overlay.mp4'
-  size = overlay.fit(28, 42)
+  size = overlay.FIT.size(28, 42)
   assert size == (214, 320)
   with overlay.Overlay(path, size, 12.5, 2, recogniser.class_names) as writer:
     for t in range(10):
@@ -535,9 +552,11 @@ def test_the_overlay_shows_where_and_what(tmp_path):
   assert ticks.min() < 0.75 * np.median(ticks)
 
 
-@pytest.mark.parametrize('size', [(1, 1), (3, 5000), (480, 640), (721, 405)])
+@pytest.mark.parametrize(
+  'size', [(1, 1), (3, 5000), (9000, 2), (480, 640), (721, 405)]
+)
 def test_sizes_of_overlays_can_be_encoded(tmp_path, size):
-  shown = overlay.fit(*size)
+  shown = overlay.FIT.size(*size)
   assert shown[0] % 2 == shown[1] % 2 == 0
   recogniser = VideoRecogniser(_untrained(), Stub())
   output = next(recogniser.stream_features(_features(1)))
@@ -627,19 +646,57 @@ def test_a_stride_shows_every_frame(workdir, root, tmp_path):
   assert [json.loads(x)['frame'] for x in lines] == list(range(0, 30, 4))
 
 
-def test_a_video_that_breaks_leaves_nothing(root, tmp_path, monkeypatch):
+def test_a_video_that_breaks_leaves_nothing(tmp_path, bad_worker):
   recogniser = VideoRecogniser(_untrained(num_classes=2), Stub())
-  whole = videos.stream
-
-  def breaks(path, sizes, **options):
-    yield from itertools.islice(whole(path, sizes, **options), 20)
-    raise VideoError('cut after 20 frames')
-
-  monkeypatch.setattr(videos, 'stream', breaks)
-  video = root / 'dark' / 'source4_dark_4.avi'
+  video = video_files.write(tmp_path / 'breaks.avi', video_files.shades(30))
   with pytest.raises(VideoError, match='cut after 20'):
     predict.recognise(recogniser, video, tmp_path / 'out' / 'clip')
   assert not list((tmp_path / 'out').iterdir())
+
+
+def test_a_video_that_ends_its_decoder_is_one_line(
+  workdir, root, tmp_path, bad_worker, monkeypatch, capsys
+):
+  """And the others are recognised as if it were not there."""
+  good = root / 'dark' / 'source4_dark_4.avi'
+  expected = {
+    'crash': 'it ended the decoder (SIGSEGV)',
+    'hang': 'no frame in 3 s',
+    'memory': 'needs more than 4096 MiB of memory',
+    'long': 'more than 40 frames',
+    'large': 'frames of 64 x 80: more than 4096 pixels',
+  }
+  made = []
+  for name in expected:
+    size = (64, 80) if name == 'large' else (48, 64)
+    frames = video_files.shades(50 if name == 'long' else 5, size)
+    made += [video_files.write(tmp_path / f'{name}.avi', frames), good]
+  limits = decoding.Limits(stall_seconds=3, frames=40)
+  monkeypatch.setattr(recognise, 'LIMITS', limits)
+  monkeypatch.setenv('BAD_WORKER_MAX_PIXELS', '4096')
+  code, said, errors = _call(
+    monkeypatch, capsys, f'--workdir={workdir}', '--json', *made
+  )
+  assert code == 2 and 'Traceback' not in errors
+  results = json.loads(said)
+  for result, again in zip(results[::2], expected):
+    assert f'{again}.avi' in result['error'] and '\n' not in result['error']
+    assert expected[again] in result['error']
+    assert f'error: {result["error"]}\n' in errors
+  alone = VideoRecogniser.load(workdir).predict(good)
+  for result in results[1::2]:
+    assert result['num_frames'] == 30
+    assert result['predictions'] == alone
+
+
+def test_predictions_are_those_of_frames_decoded_here(workdir, root):
+  """The decoder's process changes no number."""
+  recogniser = VideoRecogniser.load(workdir)
+  video = root / 'bright' / 'source5_bright_5.avi'
+  size = recogniser.extractor.image_size
+  here = (frame for (frame,) in videos.stream(video, [size]))
+  expected = list(recogniser.stream(here))[-1].running
+  np.testing.assert_array_equal(recogniser.predict_proba(video), expected)
 
 
 @pytest.mark.parametrize(

@@ -377,13 +377,17 @@ def test_pictures_of_videos(tmp_path):
   class View:
     index, stride, probabilities = 0, 2, np.zeros((4, 1))
 
-  shown = clips.frames(source(videos=[path]), View)
+  def pictures(**more):
+    (found,) = clips.frames(source(**more), [View])
+    return found
+
+  shown = pictures(videos=[path])
   assert shown.shape == (4, 48, 64, 3)
   assert abs(int(shown[1].mean()) - (20 + 2 * 12)) < 4
-  assert clips.frames(source(), View) is None
-  assert clips.frames(source(videos=[tmp_path / 'gone.avi']), View) is None
+  assert pictures() is None
+  assert pictures(videos=[tmp_path / 'gone.avi']) is None
   View.probabilities = np.zeros((5, 1))  # another video by now
-  assert clips.frames(source(videos=[path]), View) is None
+  assert pictures(videos=[path]) is None
 
 
 def test_without_pictures_there_is_a_page(material):
