@@ -16,6 +16,7 @@ from configs import video_folder as video_folder_recipe
 from data import (
   clips,
   features,
+  label_maps,
   olympic_sports,
   pipeline,
   ucf_sports,
@@ -461,7 +462,7 @@ def test_label_maps(tmp_path, name):
   text, first = LABEL_MAPS[name]
   path = tmp_path / name
   path.write_text(text, newline='')
-  assert video_folder.read_label_map(path) == (('run', 'jump up', 'sit'), first)
+  assert label_maps.read(path) == (('run', 'jump up', 'sit'), first)
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,7 @@ def test_bad_label_maps(tmp_path, name, text, message):
   path = tmp_path / name
   path.write_text(text)
   with pytest.raises(DataError, match=message) as error:
-    video_folder.read_label_map(path)
+    label_maps.read(path)
   assert str(path) in str(error.value)
 
 
