@@ -112,16 +112,19 @@ def estimate(
   numbers = extractor.feature_shape[0] * extractor.feature_shape[1]
   cost = {'bytes': total * numbers * np.dtype(dtype).itemsize}
   step = max(len(every) // _SAMPLE, 1)
-  clips, count, start = [], 0, time.perf_counter()
+  sample = [clip.path for clip in every[::step][:_SAMPLE]]
+  clips, count = [], 0
   with Decoders(1) as decoders:
-    for clip in every[::step][:_SAMPLE]:
+    list(decoders.headers(sample[:1]))  # it is running now
+    start = time.perf_counter()
+    for path in sample:
       try:
         size = extractor.image_size
-        clips.append(decoders.decode(clip.path, size, fps=fps))
+        clips.append(decoders.decode(path, size, fps=fps))
       except VideoError:
         continue
       count += len(clips[-1])
-  decoding = time.perf_counter() - start
+    decoding = time.perf_counter() - start
   if not clips:
     return cost | {'decode_fps': None, 'extract_fps': None, 'seconds': None}
   for frames in clips:  # compiles
