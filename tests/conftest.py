@@ -30,3 +30,27 @@ def bad_worker(monkeypatch):
 
   monkeypatch.setattr(decoding, '_WORKER', 'bad_worker')
   monkeypatch.setenv('PYTHONPATH', str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(scope='session')
+def video_root(tmp_path_factory):
+  """Little videos in HMDB51's layout."""
+  import video_runs
+
+  return video_runs.write_videos(tmp_path_factory.mktemp('videos') / 'data')
+
+
+@pytest.fixture(scope='session')
+def _video_run(video_root, tmp_path_factory):
+  import video_runs
+
+  return video_runs.make(tmp_path_factory.mktemp('video_run'), video_root)
+
+
+@pytest.fixture
+def video_workdir(_video_run, monkeypatch):
+  """A run on `video_root`, of an extractor without a network."""
+  import video_runs
+
+  video_runs.use_stub(monkeypatch)
+  return _video_run

@@ -28,6 +28,7 @@ import data_trees
 import records
 import untrained_runs
 import video_files
+from quarters import Quarters
 
 HOSTILE = (
   '</script><b>',
@@ -538,19 +539,6 @@ def test_composite_clips_know_their_parts():
 
 
 # --- videos -----------------------------------------------------------------
-
-
-class Quarters:
-  """An extractor for tests: the mean colour of each quarter."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  batch_size = 8
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    return (parts / 255).reshape(len(frames), 4, 3).astype(np.float16)
 
 
 def test_videos_are_shown_with_what_was_seen(tmp_path, monkeypatch):
