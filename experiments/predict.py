@@ -8,10 +8,13 @@ A VIDEO is a file or a folder of frames (img_00001.jpg, ...). Below --out, each
 video gets a folder with prediction.json (sorted labels and scores),
 frames.jsonl (scores, attention and boundaries of every frame), segments.json
 (what the layers cut it into, like ActivityNet) and overlay.mp4. Videos are
-streamed: memory does not grow with their length. With --stream, frames are read
-from standard input, a named pipe or a camera as they come, and one line of JSON
-is printed for each, at once. In Python: experiments.recognise.VideoRecogniser,
-and, from features, hman_jax.FeatureRecogniser.
+streamed from a process that decodes them, with limits: memory does not grow
+with their length, and what crashes or hangs the decoder is a bad video.
+
+With --stream, frames are read from standard input, a named pipe or a camera as
+they come, and one line of JSON is printed for each, at once. In Python:
+experiments.recognise.VideoRecogniser, and, from features,
+hman_jax.FeatureRecogniser.
 """
 
 import collections

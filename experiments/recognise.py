@@ -7,8 +7,13 @@
 
 Videos are streamed: a few frames at a time are decoded, turned into features
 and run through the model, whose state is carried on; memory does not grow with
-the length of a video. `hman_jax.FeatureRecogniser` does the same from features,
-without files.
+the length of a video. They are decoded in a process that has limits and is
+begun for each video; for many of them, keep it:
+
+    with data.decoding.Decoders(1) as decoders:
+      recogniser = VideoRecogniser.load(workdir, decoders=decoders)
+
+`hman_jax.FeatureRecogniser` does the same from features, without files.
 """
 
 import collections
