@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -98,6 +98,38 @@ def heading(what: str, setting: Mapping[str, Any]) -> str:
     f'{what}: {sizes}; {setting["device"]}, {setting["cores"]} cores; '
     f'median of {setting["repeats"]}, {setting["clock"]} clock'
   )
+
+
+def columns(
+  titles: Sequence[tuple[Any, str]], rows: Iterable[Sequence[Any] | str]
+) -> list[str]:
+  """The lines of a table: its titles, then its rows.
+
+  Args:
+    titles: of each column its title, and the format of what is below it, such
+      as '{:9.3f}'; the title is at the left where the format has '<'.
+    rows: of each column a value, None for nothing; or a line as it is.
+
+  Returns:
+    Lines.
+
+  Example:
+    >>> columns([('', '{:<5}'), ('MB', '{:6.1f}')], [('ours', 2), 'the end'])
+    ['         MB', 'ours    2.0', 'the end']
+  """
+  widths = [len(form.format(0)) for _, form in titles]
+  head = (
+    f'{title:{"<" if "<" in form else ">"}{width}}'
+    for (title, form), width in zip(titles, widths)
+  )
+  lines = [''.join(head)]
+  for row in rows:
+    cells = (
+      ' ' * width if value is None else form.format(value)
+      for value, (_, form), width in zip(row, titles, widths)
+    )
+    lines.append(row if isinstance(row, str) else ''.join(cells))
+  return lines
 
 
 def finish(

@@ -67,14 +67,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
   """The result as text."""
+  memory = result['temporary_bytes']
   lines = [
     command.heading('evaluation of one batch', result['setting']),
-    f'{"":12}{"seconds":>9}{"of soft":>9}{"temporary":>12}',
+    *command.columns(
+      [
+        ('', '{:<12}'),
+        ('seconds', '{:9.3f}'),
+        ('of soft', '{:9.2f}'),
+        ('temporary', '{:9.0f} MB'),
+      ],
+      (
+        (name, seconds, result['ratios'][name], memory[name] / 1e6)
+        for name, seconds in result['seconds'].items()
+      ),
+    ),
   ]
-  for name, seconds in result['seconds'].items():
-    size = f'{result["temporary_bytes"][name] / 1e6:9.0f} MB'
-    ratio = result['ratios'][name]
-    lines.append(f'{name:12}{seconds:9.3f}{ratio:9.2f}{size:>12}')
   return '\n'.join(lines)
 
 

@@ -115,11 +115,15 @@ def table(result: dict[str, Any]) -> str:
   """The result as text."""
   lines = [
     command.heading('one training step', result['setting']),
-    f'{"":20}{"seconds":>9}{"of step":>9}',
+    *command.columns(
+      [('', '{:<20}'), ('seconds', '{:9.3f}'), ('of step', '{:9.2f}')],
+      (
+        (name, seconds, result['ratios'][name])
+        for name, seconds in result['seconds'].items()
+      ),
+    ),
+    f'features of a batch: {result["megabytes"]:.0f} MB',
   ]
-  for name, seconds in result['seconds'].items():
-    lines.append(f'{name:20}{seconds:9.3f}{result["ratios"][name]:9.2f}')
-  lines.append(f'features of a batch: {result["megabytes"]:.0f} MB')
   return '\n'.join(lines)
 
 

@@ -265,31 +265,52 @@ def table(result: Mapping[str, Any]) -> str:
   one = measured['1']['step']
   lines = [
     command.heading('training step, a core for each process', setting),
-    f'{"processes":>9}{"step s":>9}{"speed-up":>10}{"sum s":>9}{"share":>8}',
-  ]
-  for count, found in measured.items():
-    share = found['sum'] / found['step'] if count != '1' else 0.0
-    lines.append(
-      f'{count:>9}{found["step"]:9.3f}{one / found["step"]:10.2f}'
-      f'{found["sum"]:9.3f}{100 * share:7.1f}%'
-    )
-  lines += [
+    *command.columns(
+      [
+        ('processes', '{:>9}'),
+        ('step s', '{:9.3f}'),
+        ('speed-up', '{:10.2f}'),
+        ('sum s', '{:9.3f}'),
+        ('share', '{:7.1f}%'),
+      ],
+      (
+        (
+          count,
+          found['step'],
+          one / found['step'],
+          found['sum'],
+          100 * found['sum'] / found['step'] if count != '1' else 0.0,
+        )
+        for count, found in measured.items()
+      ),
+    ),
     f'the sum is over {4 * measured["2"]["parameters"] / 1e6:.0f} MB',
     '',
     'on paper, T=60 N=49 D=2048 H=512 L=3, '
     f'{4 * result["paper_parameters"] / 1e6:.0f} MB of gradient; milliseconds',
-    f'{"clips a GPU":>12}{"GPUs x hosts":>14}{"compute":>9}{"upload":>8}'
-    f'{"sum":>7}{"step":>7}{"share":>8}{"clips/s":>9}',
+    *command.columns(
+      [
+        ('clips a GPU', '{:>12}'),
+        ('GPUs x hosts', '{:>14}'),
+        ('compute', '{:9.1f}'),
+        ('upload', '{:8.1f}'),
+        ('sum', '{:7.2f}'),
+        ('step', '{:7.1f}'),
+        ('share', '{:7.1f}%'),
+        ('clips/s', '{:9.0f}'),
+      ],
+      (
+        (
+          f['batch'],
+          f'{f["gpus"]} x {f["hosts"]}',
+          *(1e3 * f[k] for k in ('compute', 'upload', 'sum', 'step')),
+          100 * f['share'],
+          f['batch'] * f['gpus'] * f['hosts'] / f['step'],
+        )
+        for f in result['paper']
+      ),
+    ),
   ]
-  for found in result['paper']:
-    batch, gpus, hosts = found['batch'], found['gpus'], found['hosts']
-    ms = {k: 1e3 * found[k] for k in ('compute', 'upload', 'sum', 'step')}
-    lines.append(
-      f'{batch:>12}{f"{gpus} x {hosts}":>14}{ms["compute"]:9.1f}'
-      f'{ms["upload"]:8.1f}{ms["sum"]:7.2f}{ms["step"]:7.1f}'
-      f'{100 * found["share"]:7.1f}%'
-      f'{batch * gpus * hosts / found["step"]:9.0f}'
-    )
   return '\n'.join(lines)
 
 

@@ -122,20 +122,23 @@ def table(result: dict[str, Any]) -> str:
   """The result as text."""
   lines = [command.heading('gradient of one batch', result['setting'])]
   rows = (
-    ('seconds', 1.0, '12.4f'),
-    ('bytes', 1e-6, '12.2f'),
-    ('remat_bytes', 1e-6, '12.2f'),
+    ('seconds', 1.0, '.4f'),
+    ('bytes', 1e-6, '.2f'),
+    ('remat_bytes', 1e-6, '.2f'),
   )
   for letter, sweep in result['sweeps'].items():
-    sizes = ''.join(f'{size:12}' for size in sweep['sizes'])
-    lines.append(f'\n{letter:12}{sizes}{"exponent":>12}')
-    for name, scale, form in rows:
-      if name in sweep:
-        values = ''.join(format(scale * v, form) for v in sweep[name])
-        label = name.replace('bytes', 'MB')
-        lines.append(
-          f'{label:12}{values}{sweep["exponents"][name]:12.2f}'
-        )  # fmt: skip
+    sizes = [(size, '{:>12}') for size in sweep['sizes']]
+    measured = (
+      (
+        name.replace('bytes', 'MB'),
+        *(format(scale * value, form) for value in sweep[name]),
+        sweep['exponents'][name],
+      )
+      for name, scale, form in rows
+      if name in sweep
+    )
+    titles = [(letter, '{:<12}'), *sizes, ('exponent', '{:12.2f}')]
+    lines += ['', *command.columns(titles, measured)]
   return '\n'.join(lines)
 
 

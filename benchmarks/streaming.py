@@ -75,11 +75,18 @@ def table(result: dict[str, Any]) -> str:
   """The result as text."""
   lines = [
     command.heading('one frame of a stream', result['setting']),
-    'boundary rate   milliseconds   of rate 1.0',
+    *command.columns(
+      [
+        ('boundary rate', '{:>13}'),
+        ('milliseconds', '{:15.3f}'),
+        ('of rate 1.0', '{:14.2f}'),
+      ],
+      (
+        (rate, 1e3 * seconds, result['ratios'][rate])
+        for rate, seconds in result['seconds'].items()
+      ),
+    ),
   ]
-  for rate, seconds in result['seconds'].items():
-    ratio = result['ratios'][rate]
-    lines.append(f'{rate:>13}{1e3 * seconds:15.3f}{ratio:14.2f}')
   return '\n'.join(lines)
 
 

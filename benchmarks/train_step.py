@@ -206,15 +206,26 @@ def table(result: dict[str, Any]) -> str:
       f'gradient of one batch, {result["setting"]["attention"]}',
       result['setting'],
     ),
-    f'{"":14}{"seconds":>9}{"ours/it":>9}{"temporary":>12}',
+    *command.columns(
+      [
+        ('', '{:<14}'),
+        ('seconds', '{:9.3f}'),
+        ('ours/it', '{:9.2f}'),
+        ('temporary', '{:9.0f} MB'),
+      ],
+      (
+        (
+          name,
+          seconds[name],
+          result['ratios'].get(name, 1.0),
+          memory[name] / 1e6 if name in memory else None,
+        )
+        if name in seconds
+        else f'{name:14}  not measured'
+        for name in ('deferred', *_SUBJECTS)
+      ),
+    ),
   ]
-  for name in ('deferred', *_SUBJECTS):
-    if name not in seconds:
-      lines.append(f'{name:14}  not measured')
-      continue
-    size = f'{memory[name] / 1e6:9.0f} MB' if name in memory else ''
-    ratio = 1.0 if name == 'deferred' else result['ratios'][name]
-    lines.append(f'{name:14}{seconds[name]:9.3f}{ratio:9.2f}{size:>12}')
   lines.append(
     'floor: {flops:.3g} FLOPs at {flops_per_second:.3g}/s, {bytes:.3g} bytes '
     'at {bytes_per_second:.3g}/s, the larger'.format(**result['floor'])

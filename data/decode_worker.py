@@ -13,14 +13,26 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from data import videos
-from data.decoding import ALIVE, BAD, DONE, FRAMES, HELLO, MESSAGE, Limits
+from data.decoding import (
+  ALIVE,
+  BAD,
+  DONE,
+  FRAMES,
+  HEADER,
+  HELLO,
+  MESSAGE,
+  Limits,
+  packed,
+)
 from data.errors import VideoError
 
-_FRAMES = 16  # a message
+_FRAMES = 16  # a message, at most
+_BYTES = 4 << 20  # a message, at most a frame more
 _SECONDS = 1.0  # between messages, at most a frame more
 
 
@@ -57,22 +69,32 @@ def _decode(
   out: int,
   limits: Limits,
   path: str,
-  size: tuple[int, int] | None,
+  sizes: Sequence[Sequence[int] | None] | None,
   fps: float | None,
-) -> dict:
-  """Sends the frames of a video; what `data.decoding.Decoded` holds."""
+) -> dict | None:
+  """Sends a video's header and frames; what `data.decoding.Decoded` holds."""
+  header = videos.read_header(path)
+  _send(out, HEADER, json.dumps(header).encode())
+  if sizes is None:
+    return None
+  wanted = [_size(size) for size in sizes]
   count, seconds = 0, 0.0
-  batch: list[np.ndarray] = []
+  batch: list[tuple[np.ndarray, ...]] = []
   started = last = time.monotonic()
-  for frame in videos.stream(path, [size] if size else [], fps=fps):
+  for frame in videos.stream(path, wanted, fps=fps):
     count += 1
     if count > limits.frames:
       raise VideoError(
         f'{path}: more than {limits.frames} frames. Cut it into clips.'
       )
-    batch += frame
+    if batch and [a.shape for a in frame] != [a.shape for a in batch[0]]:
+      _send_frames(out, batch)
+    if wanted:
+      batch.append(frame)
     now = time.monotonic()
-    if len(batch) == _FRAMES or now - last > _SECONDS:
+    num_bytes = len(batch) * sum(a.nbytes for a in frame)
+    is_full = len(batch) == _FRAMES or num_bytes >= _BYTES
+    if is_full or now - last > _SECONDS:
       seconds += now - started
       _send_frames(out, batch)
       started = last = time.monotonic()
@@ -82,24 +104,32 @@ def _decode(
   return {
     'sha256': videos.sha256(path),
     'num_frames': count,
-    'num_declared': videos.read_header(path).num_frames,
+    'num_declared': header.num_frames,
     'seconds': seconds,
   }
 
 
-def _send_frames(out: int, batch: list[np.ndarray]) -> None:
+def _size(numbers: Sequence[int] | None) -> videos.Size:
+  """A size back from JSON, which knows lists only."""
+  if numbers is None:
+    return None
+  return videos.Fit(*numbers) if len(numbers) == 3 else tuple(numbers)
+
+
+def _send_frames(out: int, batch: list[tuple[np.ndarray, ...]]) -> None:
   if batch:
-    _send(out, FRAMES, np.stack(batch).data)
+    _send(out, FRAMES, *(part.data for part in packed(batch)))
     batch.clear()
   else:
     _send(out, ALIVE)
 
 
-def _send(out: int, kind: bytes, data: bytes | memoryview = b'') -> None:
-  data = memoryview(data).cast('B')
-  os.write(out, MESSAGE.pack(kind, len(data)))
-  while data:
-    data = data[os.write(out, data) :]
+def _send(out: int, kind: bytes, *parts: bytes | memoryview) -> None:
+  views = [memoryview(part).cast('B') for part in parts]
+  os.write(out, MESSAGE.pack(kind, sum(map(len, views))))
+  for view in views:
+    while view:
+      view = view[os.write(out, view) :]
 
 
 def _listen(requests: queue.SimpleQueue) -> None:

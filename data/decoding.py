@@ -6,7 +6,9 @@ time; the next videos are decoded ahead while they are used.
 """
 
 import concurrent.futures
+import contextlib
 import json
+import math
 import os
 import pathlib
 import queue
@@ -16,21 +18,24 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import videos as videos_lib
 from data.errors import DataError, VideoError
+from data.videos import Header, Size
 
 # A message of a worker: its kind, and how many bytes follow.
 MESSAGE = struct.Struct('<cQ')
-HELLO, FRAMES, ALIVE, BAD, DONE = b'H', b'F', b'A', b'B', b'D'
+HELLO, HEADER, FRAMES, ALIVE, BAD, DONE = b'H', b'I', b'F', b'A', b'B', b'D'
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _START_SECONDS = 120.0
 _WORKER = 'data.decode_worker'
 _AHEAD = 8  # messages of frames kept of each video
+_MAX_MESSAGE = 1 << 30  # bytes
 _MAX_WORKERS = 16
 
 
@@ -69,9 +74,6 @@ class Decoded(NamedTuple):
   seconds: float
 
 
-Event = np.ndarray | Decoded | VideoError
-
-
 class Decoders:
   """Worker processes that decode; a context manager that ends them.
 
@@ -107,7 +109,7 @@ class Decoders:
     size: tuple[int, int],
     *,
     fps: float | None = None,
-  ) -> Iterator[tuple[pathlib.Path, Event]]:
+  ) -> Iterator[tuple[pathlib.Path, np.ndarray | Decoded | VideoError]]:
     """The frames of videos, one video after the other.
 
     Args:
@@ -122,19 +124,79 @@ class Decoders:
     Raises:
       DataError: if no worker can be started.
     """
-    return self._stream(videos, {'size': list(size), 'fps': fps})
+    for video, event in self._stream(videos, [size], fps):
+      if isinstance(event, Decoded | VideoError):
+        yield video, event
+      elif not isinstance(event, Header):
+        yield video, event[0]
 
   def examine(
     self, videos: Iterable[pathlib.Path]
   ) -> Iterator[tuple[pathlib.Path, Decoded | VideoError]]:
     """Decodes videos and keeps no frames; see `stream`."""
-    for video, event in self._stream(videos, {'size': None, 'fps': None}):
-      if not isinstance(event, np.ndarray):
+    for video, event in self._stream(videos, []):
+      if not isinstance(event, Header):
         yield video, event
 
+  def headers(
+    self, videos: Iterable[pathlib.Path]
+  ) -> Iterator[tuple[pathlib.Path, Header | VideoError]]:
+    """What videos say of themselves; see `stream`."""
+    return self._stream(videos, None)
+
+  @contextlib.contextmanager
+  def opened(
+    self,
+    video: str | pathlib.Path,
+    sizes: Sequence[Size],
+    *,
+    fps: float | None = None,
+  ) -> Iterator[tuple[Header, Iterator[tuple[np.ndarray, ...]]]]:
+    """One video, of which frames are taken one at a time.
+
+    Args:
+      video: a video file, or a folder of frames.
+      sizes: see `data.videos.stream`.
+      fps: see `data.videos.decode`.
+
+    Yields:
+      What it says of itself, and its frames as `data.videos.stream` gives them;
+      those that are not taken are dropped.
+
+    Raises:
+      VideoError: as `data.videos.decode`, at once or when the frame is reached
+        that is wrong.
+      DataError: if no worker can be started.
+    """
+    stream = self._stream([pathlib.Path(video)], sizes, fps)
+    with contextlib.closing(stream):
+      _, header = next(stream)
+      if isinstance(header, VideoError):
+        raise header
+      yield header, _each(stream)
+
+  def decode(
+    self,
+    video: str | pathlib.Path,
+    size: tuple[int, int] | None = None,
+    *,
+    fps: float | None = None,
+  ) -> np.ndarray:
+    """All frames of one video; see `data.videos.decode`."""
+    with self.opened(video, [size], fps=fps) as (_, frames):
+      return videos_lib.stack(video, (frame for (frame,) in frames))
+
   def _stream(
-    self, videos: Iterable[pathlib.Path], options: dict
-  ) -> Iterator[tuple[pathlib.Path, Any]]:
+    self,
+    videos: Iterable[pathlib.Path],
+    sizes: Sequence[Size] | None,
+    fps: float | None = None,
+  ) -> Generator[tuple[pathlib.Path, Any], None, None]:
+    """Of each video its header; frames, one array a size; its end.
+
+    `sizes` of None takes the header alone.
+    """
+    options = {'sizes': sizes, 'fps': fps}
     videos = iter(videos)
     jobs: deque[_Job] = deque()
     try:
@@ -147,9 +209,7 @@ class Decoders:
           self._threads.submit(self._decode, jobs[-1], options)
         if not jobs:
           return
-        event = None
-        while not isinstance(event, Decoded | VideoError):
-          event = jobs[0].events.get()
+        while (event := jobs[0].events.get()) is not None:
           if isinstance(event, Exception) and not isinstance(event, VideoError):
             raise event
           yield jobs[0].video, event
@@ -168,18 +228,22 @@ class Decoders:
         kind = b''
         while kind not in (BAD, DONE):
           kind, data = worker.receive(self._limits.stall_seconds)
-          if kind == FRAMES:
-            self._put(job, data.reshape(-1, *options['size'], 3))
+          if kind == HEADER:
+            self._put(job, Header(*json.loads(data.tobytes())))
+          elif kind == FRAMES:
+            self._put(job, _unpacked(data, len(options['sizes'])))
             if self._closed or not job.is_wanted:
               raise _DeadError('no longer wanted.')
         tree = json.loads(data.tobytes())
         self._idle.put(worker)
-        self._put(job, VideoError(tree) if kind == BAD else Decoded(**tree))
+        if tree is not None:
+          self._put(job, VideoError(tree) if kind == BAD else Decoded(**tree))
       except _DeadError as e:
         self._drop(worker)
         self._put(job, VideoError(f'{video}: {e}'))
     except Exception as e:  # raised where the events are read
       self._put(job, e)
+    self._put(job, None)
 
   def _put(self, job: '_Job', event: Any) -> None:
     while job.is_wanted and not self._closed:
@@ -209,12 +273,41 @@ class Decoders:
     self._workers.discard(worker)
 
 
+def packed(frames: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+  """Frames of one shape a size as the parts of a message; see `_unpacked`."""
+  parts = [np.stack(of_size) for of_size in zip(*frames)]
+  shapes = [part.shape[:3] for part in parts]
+  return [np.array(shapes, np.int64), *parts]
+
+
+def _unpacked(data: np.ndarray, num_sizes: int) -> tuple[np.ndarray, ...]:
+  """The frames of a message: uint8 `[n, height, width, 3]`, one a size."""
+  start = 3 * 8 * num_sizes
+  arrays = []
+  for shape in data[:start].view(np.int64).reshape(num_sizes, 3).tolist():
+    end = start + 3 * math.prod(shape)
+    arrays.append(data[start:end].reshape(*shape, 3))
+    start = end
+  return tuple(arrays)
+
+
+def _each(
+  events: Iterable[tuple[pathlib.Path, Any]],
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """Frames one at a time, of a video whose header is taken already."""
+  for _, event in events:
+    if isinstance(event, VideoError):
+      raise event
+    if not isinstance(event, Decoded):
+      yield from zip(*event)
+
+
 class _Job:
   """A video to decode.
 
   Attributes:
     video: the file.
-    events: what is decoded, and how it ended.
+    events: what is decoded, and how it ended; then None.
     is_wanted: whether anybody reads the events.
   """
 
@@ -258,6 +351,8 @@ class _Worker:
   def receive(self, timeout: float) -> tuple[bytes, np.ndarray]:
     """The next message: its kind, and its bytes."""
     kind, size = MESSAGE.unpack(self._read(MESSAGE.size, timeout))
+    if size > _MAX_MESSAGE:
+      raise _DeadError(f'cannot decode: frames of {size >> 20} MiB at once.')
     return kind, self._read(size, timeout)
 
   def kill(self) -> None:

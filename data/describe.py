@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from data import command, videos
+from data import command
 from data.clips import Clip
+from data.decoding import Decoders
 from data.errors import VideoError
 
 _FLAGS = command.new_flags()
@@ -63,10 +64,14 @@ def _headers(every: Sequence[Clip]) -> dict[str, Any]:
   """Numbers of frames, sizes and codings, as the headers declare them."""
   lengths, seconds, unreadable, untold = [], 0.0, 0, 0
   kinds: collections.Counter[str] = collections.Counter()
-  for clip in command.progress(every, len(every), 'headers read'):
-    try:
-      header = videos.read_header(clip.path)
-    except VideoError:
+  with Decoders() as decoders:
+    headers = decoders.headers(clip.path for clip in every)
+    told = [
+      header
+      for _, header in command.progress(headers, len(every), 'headers read')
+    ]
+  for header in told:
+    if isinstance(header, VideoError):
       unreadable += 1
       continue
     kinds[f'{header.kind} {header.codec} {header.width}x{header.height}'] += 1
@@ -107,15 +112,19 @@ def estimate(
   numbers = extractor.feature_shape[0] * extractor.feature_shape[1]
   cost = {'bytes': total * numbers * np.dtype(dtype).itemsize}
   step = max(len(every) // _SAMPLE, 1)
-  clips, count, start = [], 0, time.perf_counter()
-  for clip in every[::step][:_SAMPLE]:
-    try:
-      size = extractor.image_size
-      clips.append(videos.decode(clip.path, size, fps=fps))
-    except VideoError:
-      continue
-    count += len(clips[-1])
-  decoding = time.perf_counter() - start
+  sample = [clip.path for clip in every[::step][:_SAMPLE]]
+  clips, count = [], 0
+  with Decoders(1) as decoders:
+    list(decoders.headers(sample[:1]))  # it is running now
+    start = time.perf_counter()
+    for path in sample:
+      try:
+        size = extractor.image_size
+        clips.append(decoders.decode(path, size, fps=fps))
+      except VideoError:
+        continue
+      count += len(clips[-1])
+    decoding = time.perf_counter() - start
   if not clips:
     return cost | {'decode_fps': None, 'extract_fps': None, 'seconds': None}
   for frames in clips:  # compiles

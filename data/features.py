@@ -12,10 +12,9 @@ import numpy as np
 
 from data import store
 from data.efficientnet_lite0 import EfficientNetLite0
-from data.errors import DataError, VideoError
+from data.errors import DataError
 from data.raw_patches import RawPatches
 from data.resnet152 import ResNet152
-from data.videos import decode
 
 
 class Extractor(Protocol):
@@ -92,7 +91,7 @@ class VideoFeatures:
     labels: one a clip.
     class_names: names of the classes.
     identity: what the data are, JSON-able.
-    videos: the video of each clip, for `frames`; None if they are not kept.
+    videos: the video of each clip; None if they are not kept.
 
   Raises:
     DataError: if a file is no whole record, or they are of several extractors.
@@ -114,7 +113,7 @@ class VideoFeatures:
     self.class_names = tuple(class_names)
     self.labels = np.asarray(labels, np.int32)
     self.identity = identity
-    self._videos = None if videos is None else list(videos)
+    self.videos = None if videos is None else tuple(videos)
     self._records = [self._named(i, store.read, p) for i, p in enumerate(paths)]
     self._verified = np.zeros(len(self._records), bool)
     self.lengths = np.array([r.shape[0] for r in self._records], np.int32)
@@ -149,16 +148,6 @@ class VideoFeatures:
     features, scale = self._named(index, store.load, record)
     item = {'features': features, 'label': int(self.labels[index])}
     return item if scale is None else item | {'scale': scale}
-
-  def frames(self, index: int) -> np.ndarray:
-    """The clip as pictures: uint8 `[T, height, width, 3]`, RGB.
-
-    Raises:
-      VideoError: if the video is not known, or cannot be decoded.
-    """
-    if self._videos is None:
-      raise VideoError(f'{self.clip_names[index]}: its video is not kept.')
-    return decode(self._videos[index])
 
   def _named(self, index: int, function: Callable, argument: Any) -> Any:
     """A function of the store's; what it raises names the clip too."""

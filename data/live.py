@@ -33,7 +33,7 @@ _OPTIONS = {'probesize': '2048', 'analyzeduration': '1', 'fpsprobesize': '0'}
 
 def stream(
   source: str,
-  sizes: Sequence[tuple[int, int] | None],
+  sizes: Sequence[videos.Size],
   *,
   fps: float | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
@@ -42,8 +42,7 @@ def stream(
   Args:
     source: '-' for standard input, or the path of a named pipe, of a file that
       is read as a pipe is, or of a camera (/dev/video0).
-    sizes: (height, width) to resize to, or None for the source's own; each
-      frame is given in all of them.
+    sizes: see `videos.stream`.
     fps: take the frame that is shown at 0, 1/fps, ... seconds; None: all.
 
   Yields:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import av
@@ -60,6 +60,34 @@ class Header(NamedTuple):
   fps: float | None
 
 
+class Fit(NamedTuple):
+  """A size of the video's own shape: even, and neither too small nor too large.
+
+  Attributes:
+    min_width, max_width: of a frame.
+    max_height: of a frame; the shape of one that would be higher is changed.
+  """
+
+  min_width: int
+  max_width: int
+  max_height: int
+
+  def size(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) for a frame, each at least 2.
+
+    Example:
+      >>> fit = Fit(320, 1280, 2880)
+      >>> fit.size(240, 320), fit.size(48, 65), fit.size(1080, 1920)
+      ((240, 320), (236, 320), (720, 1280))
+    """
+    shown = min(max(width, self.min_width), self.max_width)
+    even = lambda x: max(2 * round(x / 2), 2)
+    return even(min(height * shown / width, self.max_height)), even(shown)
+
+
+Size = tuple[int, int] | Fit | None  # (height, width); None: the video's own
+
+
 class _Frame(NamedTuple):
   """A decoded picture, its time in seconds, and how to turn it."""
 
@@ -95,10 +123,24 @@ def decode(
       damaged, is turned by other than 90 degrees, has no frames, or more than
       `MAX_PIXELS` or `MAX_BYTES`; with `fps`, if its frames have no times.
   """
-  path = pathlib.Path(path)
+  return stack(path, (frame for (frame,) in stream(path, [size], fps=fps)))
+
+
+def stack(path: str | pathlib.Path, frames: Iterable[np.ndarray]) -> np.ndarray:
+  """The frames of a video as one array.
+
+  Args:
+    path: of the video, for messages.
+    frames: at least one of uint8 `[height, width, 3]`.
+
+  Returns:
+    uint8 `[T, height, width, 3]`.
+
+  Raises:
+    VideoError: if frames change their size, or there are more than `MAX_BYTES`.
+  """
   arrays: list[np.ndarray] = []
-  for frame in _sampled(path, _frames(path), fps):
-    array = _to_array(frame, size)
+  for array in frames:
     if arrays and array.shape != arrays[0].shape:
       raise VideoError(
         f'{path}: frames change from {_shape(arrays[0])} to {_shape(array)} '
@@ -355,9 +397,12 @@ def _read_bytes(path: pathlib.Path) -> bytes:
     raise VideoError(f'{path}: cannot read: {e.strerror}.') from e
 
 
-def _to_array(frame: _Frame, size: tuple[int, int] | None) -> np.ndarray:
-  height, width = size or (None, None)
+def _to_array(frame: _Frame, size: Size) -> np.ndarray:
   exchange, reverse_rows, reverse_columns = frame.turn
+  if isinstance(size, Fit):
+    stored = frame.picture.height, frame.picture.width
+    size = size.size(*reversed(stored) if exchange else stored)
+  height, width = size or (None, None)
   if exchange:
     height, width = width, height
   array = frame.picture.reformat(
@@ -426,7 +471,7 @@ def _sampled(
 
 def stream(
   path: str | pathlib.Path,
-  sizes: Sequence[tuple[int, int] | None],
+  sizes: Sequence[Size],
   *,
   fps: float | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
@@ -436,8 +481,8 @@ def stream(
 
   Args:
     path: a video file, or a folder of frames.
-    sizes: (height, width) to resize to, or None for the video's own; each frame
-      is given in all of them.
+    sizes: (height, width) to resize to, a `Fit`, or None for the video's own;
+      each frame is given in all of them.
     fps: see `decode`.
 
   Yields:
@@ -454,7 +499,7 @@ def stream(
 def stream_opened(
   name: str,
   container: av.container.InputContainer,
-  sizes: Sequence[tuple[int, int] | None],
+  sizes: Sequence[Size],
   *,
   fps: float | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:

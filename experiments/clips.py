@@ -1,11 +1,13 @@
 """Test clips as a trained network saw them: attention, boundaries, classes."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from data.decoding import Decoders
 from data.errors import VideoError
 from experiments import evaluation
 from experiments.errors import HmanError
@@ -125,25 +127,31 @@ def view(draws: list[dict], source, index: int, *, stride: int = 1) -> ClipView:
   )
 
 
-def frames(source, clip: ClipView) -> np.ndarray | None:
-  """The pictures of a clip's steps, if there are any to be had.
+def frames(source, views: Iterable[ClipView]) -> Iterator[np.ndarray | None]:
+  """The pictures of clips' steps, where there are any to be had.
 
   Args:
-    source: a clip source.
-    clip: which clip.
+    source: a clip source: of videos, or with pictures of its own.
+    views: which clips.
 
-  Returns:
+  Yields:
     uint8 `[T, height, width]` grey or `[T, height, width, 3]` RGB; None if the
     source keeps no pictures, the video is gone, or is another one by now.
   """
-  if not hasattr(source, 'frames'):
-    return None
-  try:
-    pictures = source.frames(clip.index)
-  except VideoError:
-    return None
-  pictures = pictures[:: clip.stride]
-  return pictures if len(pictures) == len(clip.probabilities) else None
+  videos = getattr(source, 'videos', None)
+  with Decoders(1) as decoders:
+    for clip in views:
+      pictures = None
+      if videos:
+        with contextlib.suppress(VideoError):
+          pictures = decoders.decode(videos[clip.index])
+      elif hasattr(source, 'frames'):
+        pictures = source.frames(clip.index)
+      if pictures is not None:
+        pictures = pictures[:: clip.stride]
+        if len(pictures) != len(clip.probabilities):
+          pictures = None
+      yield pictures
 
 
 def choose(labels: np.ndarray, predicted: np.ndarray, count: int) -> list[int]:

@@ -16,11 +16,12 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data import videos
 from experiments.errors import HmanError
 from hman_jax import FrameOutput
 
 CODEC = 'libx264'
-MIN_WIDTH, MAX_WIDTH = 320, 1280
+FIT = videos.Fit(min_width=320, max_width=1280, max_height=2880)  # of frames
 _TEXT, _BAND, _GAP = 24, 12, 2  # pixels high
 _STEP = 4  # pixels a frame in the bands
 _HEAT = np.array((254, 178, 76), np.float32)
@@ -31,24 +32,12 @@ _COLOURS = np.array(
 _BACKGROUND, _INK = (255, 255, 255), (0, 0, 0)
 
 
-def fit(height: int, width: int) -> tuple[int, int]:
-  """The size in which a video is shown: even, 320 to 1280 pixels wide.
-
-  Example:
-    >>> fit(240, 320), fit(48, 65), fit(1080, 1920)
-    ((240, 320), (236, 320), (720, 1280))
-  """
-  shown = min(max(width, MIN_WIDTH), MAX_WIDTH)
-  even = lambda x: max(2 * round(x / 2), 2)
-  return even(height * shown / width), even(shown)
-
-
 class Overlay:
   """Writes the picture of one video; a context manager.
 
   Args:
     path: the .mp4 file to write.
-    size: (height, width) of the frames, from `fit`.
+    size: (height, width) of the frames, both even; see `FIT`.
     fps: frames a second.
     num_layers: bands to draw.
     class_names: names of the classes.

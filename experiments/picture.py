@@ -45,7 +45,8 @@ def main(positional: list[str]) -> None:
   draws = clips.run(run, source, [FLAGS.clip])
   stride = run.config.data.frame_stride
   clip = clips.view(draws, source, FLAGS.clip, stride=stride)
-  figures.save_clip(clip, clips.frames(source, clip), run.class_names, out)
+  (pictures,) = clips.frames(source, [clip])
+  figures.save_clip(clip, pictures, run.class_names, out)
   print(f'wrote {out}')
 
 

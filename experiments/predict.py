@@ -8,10 +8,13 @@ A VIDEO is a file or a folder of frames (img_00001.jpg, ...). Below --out, each
 video gets a folder with prediction.json (sorted labels and scores),
 frames.jsonl (scores, attention and boundaries of every frame), segments.json
 (what the layers cut it into, like ActivityNet) and overlay.mp4. Videos are
-streamed: memory does not grow with their length. With --stream, frames are read
-from standard input, a named pipe or a camera as they come, and one line of JSON
-is printed for each, at once. In Python: experiments.recognise.VideoRecogniser,
-and, from features, hman_jax.FeatureRecogniser.
+streamed from a process that decodes them, with limits: memory does not grow
+with their length, and what crashes or hangs the decoder is a bad video.
+
+With --stream, frames are read from standard input, a named pipe or a camera as
+they come, and one line of JSON is printed for each, at once. In Python:
+experiments.recognise.VideoRecogniser, and, from features,
+hman_jax.FeatureRecogniser.
 """
 
 import collections
@@ -25,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 from absl import flags
 
-from data import live, videos
+from data import decoding, live, videos
 from data.errors import VideoError
 from experiments import program
 from experiments.errors import HmanError
@@ -93,21 +96,30 @@ def main(positional: list[str]) -> int:
   folders = _folders(out, positional)
 
   from experiments import runtime  # JAX is slow to start
-  from experiments.recognise import VideoRecogniser
+  from experiments.recognise import LIMITS, VideoRecogniser
 
   runtime.enable_compilation_cache()
   options: dict[str, Any] = {'at_once': 1} if is_live else {}
-  recogniser = VideoRecogniser.load(
-    workdir,
-    checkpoint=FLAGS.checkpoint,
-    carry_state=FLAGS.state == 'carried',
-    num_samples=FLAGS.num_samples,
-    seed=FLAGS.seed,
-    **options,
-  )
-  if is_live:
-    watch(recogniser, FLAGS.stream, FLAGS.topk, FLAGS.fps)
-    return 0
+  with decoding.Decoders(1, LIMITS) as decoders:
+    recogniser = VideoRecogniser.load(
+      workdir,
+      checkpoint=FLAGS.checkpoint,
+      carry_state=FLAGS.state == 'carried',
+      num_samples=FLAGS.num_samples,
+      seed=FLAGS.seed,
+      decoders=decoders,
+      **options,
+    )
+    if is_live:
+      watch(recogniser, FLAGS.stream, FLAGS.topk, FLAGS.fps)
+      return 0
+    return _recognise_all(recogniser, positional, folders)
+
+
+def _recognise_all(
+  recogniser, positional: list[str], folders: list[pathlib.Path | None]
+) -> int:
+  """Recognises and tells of videos; the exit code."""
   results, code = [], 0
   for video, folder in zip(positional, folders):
     try:
@@ -229,14 +241,19 @@ def recognise(
     VideoError: if the video cannot be read or decoded.
     HmanError: if the files cannot be written.
   """
-  header = videos.read_header(video)
-  fps = recogniser.fps or header.fps or default_fps
+  sizes: list[videos.Size] = [recogniser.extractor.image_size]
+  if folder:
+    from experiments import overlay
+
+    sizes.append(overlay.FIT)
   try:
     with contextlib.ExitStack() as stack:
       stage = stack.enter_context(program.staged(folder)) if folder else None
+      header, decoded = stack.enter_context(recogniser.decoded(video, sizes))
+      fps = recogniser.fps or header.fps or default_fps
       files = _Files(stack, stage, recogniser, fps)
       output = None
-      for output in recogniser.stream(files.frames(video)):
+      for output in recogniser.stream(files.frames(decoded)):
         files.add(output)
       if output is None:
         raise VideoError(f'{video}: no frames in it.')
@@ -272,11 +289,9 @@ class _Files:
       self._record = stack.enter_context((stage / 'frames.jsonl').open('w'))
     self.num_frames = 0
 
-  def frames(self, video) -> Iterator[np.ndarray]:
+  def frames(self, decoded) -> Iterator[np.ndarray]:
     """The frames for the extractor; those to show are put aside."""
-    size = self._recogniser.extractor.image_size
-    sizes = (size, None) if self._stage else (size,)
-    for small, *shown in videos.stream(video, sizes, fps=self._recogniser.fps):
+    for small, *shown in decoded:
       self.num_frames += 1
       if shown:
         self._put_aside(shown[0])
@@ -285,19 +300,20 @@ class _Files:
   def _put_aside(self, frame: np.ndarray) -> None:
     from experiments import overlay
 
-    size = overlay.fit(*frame.shape[:2])
     if self._overlay is None:
       assert self._stage
-      self._size = size
+      self._size = frame.shape[:2]
       self._overlay = overlay.Overlay(
         self._stage / 'overlay.mp4',
-        size,
+        self._size,
         self._fps,
         self._recogniser.num_layers,
         self._recogniser.class_names,
       )
       self._stack.callback(self._overlay.close)
-    self._pending.append(videos.resize(frame, self._size))
+    if frame.shape[:2] != self._size:  # others than the first
+      frame = videos.resize(frame, self._size)
+    self._pending.append(frame)
 
   def add(self, output) -> None:
     """Takes the output of the next frame that the model reads."""

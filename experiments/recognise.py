@@ -7,20 +7,26 @@
 
 Videos are streamed: a few frames at a time are decoded, turned into features
 and run through the model, whose state is carried on; memory does not grow with
-the length of a video. `hman_jax.FeatureRecogniser` does the same from features,
-without files.
+the length of a video. They are decoded in a process that has limits and is
+begun for each video; for many of them, keep it:
+
+    with data.decoding.Decoders(1) as decoders:
+      recogniser = VideoRecogniser.load(workdir, decoders=decoders)
+
+`hman_jax.FeatureRecogniser` does the same from features, without files.
 """
 
 import collections
+import contextlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from data import decoding, videos
 from data import features as features_lib
-from data import videos
 from data.features import Extractor
 from experiments import train, trained
 from experiments.errors import HmanError, WorkdirError
@@ -28,6 +34,8 @@ from experiments.trained import TrainedRun
 from hman_jax import FeatureRecogniser, FrameOutput
 
 _AT_ONCE = 16  # frames a call of the extractor
+# A video is streamed, and may be of ten hours.
+LIMITS = decoding.Limits(seconds=24 * 3600, frames=1_000_000)
 
 Video = str | pathlib.Path | np.ndarray
 
@@ -58,6 +66,8 @@ class VideoRecogniser:
       of the run says.
     seed: of the draws; None: that of the run.
     at_once: frames of a call of the model, T at most; 1 has the least delay.
+    decoders: to decode with, running; None: begun and ended for each video,
+      with `LIMITS`.
 
   Raises:
     WorkdirError: if the run's features are not those of the extractor, or were
@@ -74,6 +84,7 @@ class VideoRecogniser:
     num_samples: int | None = None,
     seed: int | None = None,
     at_once: int = _AT_ONCE,
+    decoders: decoding.Decoders | None = None,
   ):
     config = run.config
     if config.data.name == 'composite_actions':
@@ -89,6 +100,7 @@ class VideoRecogniser:
     self.extractor = extractor
     self.carry_state = carry_state
     self.num_samples = trained.num_draws(config, num_samples)
+    self._decoders = decoders
     # A first state made of the mean features needs the whole block at once.
     block = config.data.num_frames
     whole = config.model.initial_state == 'mean_features'
@@ -157,16 +169,28 @@ class VideoRecogniser:
 
   def predict_proba(self, video: Video) -> np.ndarray:
     """The probability of each class: float64 `[C]`; see `predict`."""
+    size = self.extractor.image_size
     if isinstance(video, np.ndarray):
-      size = self.extractor.image_size
-      frames = (videos.resize(frame, size) for frame in video)
-    else:
-      size = self.extractor.image_size
-      frames = (f for (f,) in videos.stream(video, [size], fps=self.fps))
+      return self._last(videos.resize(frame, size) for frame in video)
+    with self.decoded(video, [size]) as (_, frames):
+      return self._last(frame for (frame,) in frames)
+
+  def _last(self, frames: Iterable[np.ndarray]) -> np.ndarray:
     last = collections.deque(self.stream(frames), maxlen=1)
     if not last:
       raise HmanError('video: expected at least one frame, got none.')
     return last[0].running
+
+  @contextlib.contextmanager
+  def decoded(
+    self, video: str | pathlib.Path, sizes: Sequence[videos.Size]
+  ) -> Iterator[tuple[videos.Header, Iterator[tuple[np.ndarray, ...]]]]:
+    """A video at the run's rate; see `data.decoding.Decoders.opened`."""
+    with contextlib.ExitStack() as stack:
+      decoders = self._decoders or stack.enter_context(
+        decoding.Decoders(1, LIMITS)
+      )
+      yield stack.enter_context(decoders.opened(video, sizes, fps=self.fps))
 
   def ranked(self, probabilities: np.ndarray, top_k: int = 5) -> list[dict]:
     """Probabilities `[C]` as `[{'label', 'score'}]`, highest first."""

@@ -14,7 +14,6 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,8 +152,7 @@ def render(material: Material) -> str:
   described = [_describe(view, source) for view in views]
   data = {**_summary(material), 'clips': described}
   room = (MAX_BYTES - len(_fill(data).encode())) // max(len(views), 1)
-  pictures: Iterable = (clips.frames(source, view) for view in views)
-  for clip, shown in zip(described, pictures):
+  for clip, shown in zip(described, clips.frames(source, views)):
     clip['sprite'] = None if shown is None else _sprite(shown, room - _MARGIN)
   page = _fill(data)
   size = len(page.encode())
@@ -428,9 +426,10 @@ def write_figures(material: Material, folder: pathlib.Path) -> None:
     np.array([v.predicted for v in views]),
     _NUM_FIGURES,
   )
-  for clip in (views[place] for place in wanted):
+  drawn = [views[place] for place in wanted]
+  for clip, pictures in zip(drawn, clips.frames(source, drawn)):
     stem = folder / f'clip_{clip.index:05d}'
-    figures.save_clip(clip, clips.frames(source, clip), names, stem)
+    figures.save_clip(clip, pictures, names, stem)
 
 
 if __name__ == '__main__':

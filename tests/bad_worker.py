@@ -8,6 +8,7 @@ import time
 
 from data import decode_worker, videos
 from data.decoding import Limits
+from data.errors import VideoError
 
 _STREAM = videos.stream
 
@@ -24,9 +25,13 @@ def _stream(path, sizes, **options):
   for count, frame in enumerate(_STREAM(path, sizes, **options)):
     if 'hang' in path and count == 2:
       time.sleep(1000)
+    if 'breaks' in path and count == 20:
+      raise VideoError(f'{path}: cut after 20 frames.')
     yield frame
 
 
 if __name__ == '__main__':
   videos.stream = _stream
+  pixels = os.environ.get('BAD_WORKER_MAX_PIXELS', videos.MAX_PIXELS)
+  videos.MAX_PIXELS = int(pixels)
   decode_worker.main(Limits(*json.loads(sys.argv[1])))

@@ -1,6 +1,7 @@
 """Strict test settings: 4 CPU devices, no silent rank promotion."""
 
 import os
+import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
@@ -20,3 +21,36 @@ def tiny_workdir(tmp_path_factory):
   from tiny_runs import tiny_config, train_in
 
   return train_in(tmp_path_factory.mktemp('tiny') / 'run', tiny_config())
+
+
+@pytest.fixture
+def bad_worker(monkeypatch):
+  """Decoders run tests/bad_worker.py, which a video's name makes go wrong."""
+  from data import decoding
+
+  monkeypatch.setattr(decoding, '_WORKER', 'bad_worker')
+  monkeypatch.setenv('PYTHONPATH', str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(scope='session')
+def video_root(tmp_path_factory):
+  """Little videos in HMDB51's layout."""
+  import video_runs
+
+  return video_runs.write_videos(tmp_path_factory.mktemp('videos') / 'data')
+
+
+@pytest.fixture(scope='session')
+def _video_run(video_root, tmp_path_factory):
+  import video_runs
+
+  return video_runs.make(tmp_path_factory.mktemp('video_run'), video_root)
+
+
+@pytest.fixture
+def video_workdir(_video_run, monkeypatch):
+  """A run on `video_root`, of an extractor without a network."""
+  import video_runs
+
+  video_runs.use_stub(monkeypatch)
+  return _video_run

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import forward, pipeline, scaling, streaming
+from benchmarks import command, forward, pipeline, scaling, streaming
 
 _SIZES = {
   'batch': 2, 'steps': 3, 'locations': 4, 'size': 5, 'hidden': 3, 'layers': 2,
@@ -56,6 +56,19 @@ def test_scaling(tmp_path, capsys):
   assert len(sweep['remat_bytes']) == len(sweep['seconds']) == 2
   assert 'remat_bytes' not in result['sweeps']['B']
   assert 'exponent' in capsys.readouterr().out
+
+
+def test_columns_of_a_table():
+  lines = command.columns(
+    [('', '{:<5}'), ('MB', '{:6.1f}'), (7, '{:4.0f}%')],
+    [('ours', 2, 9), 'all of it', ('it', None, 100)],
+  )
+  assert lines == [
+    '         MB    7',
+    'ours    2.0   9%',
+    'all of it',
+    'it          100%',
+  ]
 
 
 def test_an_exponent_is_that_of_a_power():

@@ -15,6 +15,7 @@ from data.errors import VideoError
 
 import data_trees
 import video_files
+from quarters import Quarters
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -206,17 +207,6 @@ def test_describe(tmp_path):
   ):
     assert text in done.stdout
   assert 'features of' not in done.stdout
-
-
-class Quarters:
-  """An extractor for tests."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    return np.zeros((len(frames), 4, 3), np.float16)
 
 
 def test_the_estimate(tmp_path):

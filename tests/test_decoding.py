@@ -15,8 +15,6 @@ from data.errors import DataError, VideoError
 
 import video_files
 
-TESTS = pathlib.Path(__file__).parent
-
 
 @pytest.fixture
 def clips(tmp_path):
@@ -26,12 +24,6 @@ def clips(tmp_path):
     )
     for k in range(4)
   ]
-
-
-@pytest.fixture
-def bad_worker(monkeypatch):
-  monkeypatch.setattr(decoding, '_WORKER', 'bad_worker')
-  monkeypatch.setenv('PYTHONPATH', str(TESTS))
 
 
 def _gathered(stream):
@@ -60,6 +52,42 @@ def test_frames_are_those_of_decode(clips, count):
   np.testing.assert_array_equal(
     again[clips[0]], videos.decode(clips[0], (8, 8), fps=15.0)
   )
+
+
+def test_one_video_is_opened_as_it_is_streamed_here(clips):
+  sizes = [(8, 12), None, videos.Fit(100, 200, 50)]
+  with decoding.Decoders(1) as decoders:
+    with decoders.opened(clips[2], sizes) as (header, frames):
+      found = list(frames)
+    with decoders.opened(clips[3], [(8, 8)]) as (_, frames):
+      next(frames)  # the others are dropped
+    whole = decoders.decode(clips[3], fps=10.0)
+    headers = dict(decoders.headers(clips))
+    with pytest.raises(VideoError, match='No such file'):
+      decoders.decode(clips[0].with_name('none'))
+  here = list(videos.stream(clips[2], sizes))
+  assert len(found) == len(here) == 43
+  for arrays, expected in zip(found, here):
+    for array, right in zip(arrays, expected):
+      np.testing.assert_array_equal(array, right)
+  assert [array.shape for array in found[0]] == [
+    (8, 12, 3), (48, 64, 3), (50, 100, 3),
+  ]  # fmt: skip
+  np.testing.assert_array_equal(whole, videos.decode(clips[3], fps=10.0))
+  assert headers == {clip: videos.read_header(clip) for clip in clips}
+  assert header == headers[clips[2]]
+
+
+def test_frames_that_change_their_size_are_kept_apart(tmp_path):
+  folder = video_files.write_folder(tmp_path / 'a', video_files.shades(3))
+  small = video_files.shades(1, (16, 24))[0]
+  (folder / 'img_00004.jpg').write_bytes(video_files.jpeg(small))
+  with decoding.Decoders(1) as decoders:
+    with decoders.opened(folder, [None]) as (_, frames):
+      shapes = [frame.shape for (frame,) in frames]
+    with pytest.raises(VideoError, match='change from 48 x 64 to 16 x 24'):
+      decoders.decode(folder)
+  assert shapes == 3 * [(48, 64, 3)] + [(16, 24, 3)]
 
 
 def test_a_bad_video_is_told_as_decode_tells_it(clips):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from data import clips, hmdb51, olympic_sports, video_folder
+from data import clips, hmdb51, label_maps, olympic_sports, video_folder
 from data.errors import DataError
 
 import data_trees
@@ -120,14 +120,14 @@ TARGETS = {
   ),
   'kinetics': _kinetics_list,
   'label map': lambda f: (
-    f / 'm.txt', 'run\njump up\nsit\nfly\n', video_folder.read_label_map
+    f / 'm.txt', 'run\njump up\nsit\nfly\n', label_maps.read
   ),
   'classInd': lambda f: (
-    f / 'c.txt', '1 run\n2 jump up\n3 sit\n', video_folder.read_label_map
+    f / 'c.txt', '1 run\n2 jump up\n3 sit\n', label_maps.read
   ),
   'json': lambda f: (
     f / 'm.json', '{"run": 0, "jump up": 1, "sit": 2}',
-    video_folder.read_label_map,
+    label_maps.read,
   ),
 }  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_what_is_read_can_be_written(tmp_path):
   for _ in range(NUM_FEW):
     path.write_bytes(_mutate(rng, '["run", "jump up", "sit"]'))
     try:
-      names = video_folder.read_label_map(path).names
+      names = label_maps.read(path).names
     except DataError:
       continue
     text = ''.join(f'{name}\n' for name in names)

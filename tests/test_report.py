@@ -28,6 +28,7 @@ import data_trees
 import records
 import untrained_runs
 import video_files
+from quarters import Quarters
 
 HOSTILE = (
   '</script><b>',
@@ -377,13 +378,17 @@ def test_pictures_of_videos(tmp_path):
   class View:
     index, stride, probabilities = 0, 2, np.zeros((4, 1))
 
-  shown = clips.frames(source(videos=[path]), View)
+  def pictures(**more):
+    (found,) = clips.frames(source(**more), [View])
+    return found
+
+  shown = pictures(videos=[path])
   assert shown.shape == (4, 48, 64, 3)
   assert abs(int(shown[1].mean()) - (20 + 2 * 12)) < 4
-  assert clips.frames(source(), View) is None
-  assert clips.frames(source(videos=[tmp_path / 'gone.avi']), View) is None
+  assert pictures() is None
+  assert pictures(videos=[tmp_path / 'gone.avi']) is None
   View.probabilities = np.zeros((5, 1))  # another video by now
-  assert clips.frames(source(videos=[path]), View) is None
+  assert pictures(videos=[path]) is None
 
 
 def test_without_pictures_there_is_a_page(material):
@@ -534,19 +539,6 @@ def test_composite_clips_know_their_parts():
 
 
 # --- videos -----------------------------------------------------------------
-
-
-class Quarters:
-  """An extractor for tests: the mean colour of each quarter."""
-
-  image_size = (32, 32)
-  feature_shape = (4, 3)
-  batch_size = 8
-  identity = {'extractor': 'quarters'}  # noqa: RUF012
-
-  def extract(self, frames):
-    parts = frames.reshape(len(frames), 2, 16, 2, 16, 3).mean(axis=(2, 4))
-    return (parts / 255).reshape(len(frames), 4, 3).astype(np.float16)
 
 
 def test_videos_are_shown_with_what_was_seen(tmp_path, monkeypatch):

@@ -104,3 +104,11 @@ def shades(num_frames: int, size: tuple[int, int] = (48, 64), first: int = 20):
   return np.broadcast_to(
     grey[:, None, None, None], (num_frames, *size, 3)
   ).astype(np.uint8)
+
+
+def numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Four videos of 3 to 6 frames, no two alike."""
+  return [
+    write(folder / f'#{k} (a)_wave_.avi', shades(3 + k, first=10 * k))
+    for k in range(4)
+  ]
