@@ -126,10 +126,13 @@ def _send_frames(out: int, batch: list[tuple[np.ndarray, ...]]) -> None:
 
 def _send(out: int, kind: bytes, *parts: bytes | memoryview) -> None:
   views = [memoryview(part).cast('B') for part in parts]
-  os.write(out, MESSAGE.pack(kind, sum(map(len, views))))
-  for view in views:
-    while view:
-      view = view[os.write(out, view) :]
+  try:
+    os.write(out, MESSAGE.pack(kind, sum(map(len, views))))
+    for view in views:
+      while view:
+        view = view[os.write(out, view) :]
+  except BrokenPipeError:  # the asking process is gone
+    os._exit(0)
 
 
 def _listen(requests: queue.SimpleQueue) -> None:
