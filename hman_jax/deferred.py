@@ -13,7 +13,8 @@ function, and spends less. It reads the step's equations (its jaxpr) once:
 - Afterwards dW_i = sum_t x_i^T ds is one matrix product over all steps and
   rows, and db one sum.
 - A `fused` equation, sums and what is made of them in one, keeps its sums and
-  brings a derivative of its own.
+  brings a derivative of its own. It is for GPUs, where a launch costs more than
+  a copy: all that such a step saves is written as one vector.
 - An input that is not differentiated gets no gradient, and inputs are read
   where they lie, one step's slice at a time.
 
@@ -316,6 +317,20 @@ class _Steps:
   @property
   def outputs(self) -> list[Any]:
     return self.jaxpr.outvars[len(self.carry) :]
+
+  @property
+  def packs(self) -> bool:
+    """Whether what a step saves is written as one vector."""
+    return any(e.primitive is fused_p for e in self.jaxpr.eqns)
+
+  @property
+  def saved(self) -> tuple[list[Any], list[Any]]:
+    """The variables that a step saves: of its carry, and `kept`.
+
+    Apart, so that a new carry may take the place of the old one.
+    """
+    carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
+    return carry, self.kept
 
   def run(self, env: dict[Any, Any]) -> None:
     """Runs all equations on the values in `env`, which is added to."""
@@ -707,11 +722,34 @@ def _loop(steps: _Steps, consts, carry, inputs, keys, order, save: bool):
     read = lambda atoms: [jnp.asarray(_value(env, v)) for v in atoms]
     saved = None
     if save:
-      before = [c for c, n in zip(carry, steps.carry_needed) if n]
-      saved = before, [env[v] for v in steps.kept]
+      saved = [_pack(steps, [env[v] for v in vs]) for vs in steps.saved]
     return read(steps.carry_out), (read(steps.outputs), saved)
 
   return jax.lax.scan(body, carry, (order, keys))
+
+
+def _pack(steps: _Steps, arrays: list[Array]) -> Any:
+  """The arrays; of a step that `packs`, one vector for each dtype."""
+  if not steps.packs:
+    return arrays
+  parts: dict[str, list[Array]] = {}
+  for x in arrays:
+    parts.setdefault(str(x.dtype), []).append(x.ravel())
+  return {dtype: jnp.concatenate(xs) for dtype, xs in parts.items()}
+
+
+def _unpack(steps: _Steps, packed: Any, variables: Sequence[Any]) -> list[Array]:
+  """The arrays of `_pack`, values of `variables`, with leading axes if any."""
+  if not steps.packs:
+    return packed
+  used = Counter()
+  arrays = []
+  for v in variables:
+    dtype = str(v.aval.dtype)
+    start, used[dtype] = used[dtype], used[dtype] + v.aval.size
+    part = packed[dtype][..., start : used[dtype]]
+    arrays.append(part.reshape(*part.shape[:-1], *v.aval.shape))
+  return arrays
 
 
 def _env(steps: _Steps, consts, carry, inputs, keys, index):
@@ -867,14 +905,15 @@ def _reverse(
 
   def body(back, at):
     d_carry, d_direct = back
-    index, keys, (before, kept), given = at
-    before = iter(before)
+    index, keys, saved, given = at
+    kept = {}
+    for variables, packed in zip(steps.saved, saved):
+      kept.update(zip(variables, _unpack(steps, packed, variables)))
     carry = [
-      next(before) if n else jnp.zeros(v.aval.shape, v.aval.dtype)
+      kept[v] if n else jnp.zeros(v.aval.shape, v.aval.dtype)
       for v, n in zip(steps.carry, steps.carry_needed)
     ]
     env = _env(steps, consts, carry, inputs, keys, index)
-    kept = dict(zip(steps.kept, kept))
     floats = [v for v in steps.carry if _is_float(v)]
     moved = [steps.inputs[i] for i in moving]
     read = [steps.consts[i] for i in direct]
@@ -898,14 +937,19 @@ def _reverse(
     )  # fmt: skip
     d_carry, d_moved, more, d_sums = pull((d_carry, list(given.values())))
     d_direct = [a + b for a, b in zip(d_direct, more)]
-    return (d_carry, d_direct), (d_moved, d_sums, values)
+    return (d_carry, d_direct), _pack(steps, [*d_moved, *d_sums, *values])
 
-  (d_carry, d_direct), (d_moved, d_sums, values) = jax.lax.scan(
+  (d_carry, d_direct), made = jax.lax.scan(
     body,
     (d_carry, [jnp.zeros_like(consts[i]) for i in direct]),
     (order, keys, saved, given),
     reverse=True,
   )
+  made = _unpack(
+    steps, made, [*(steps.inputs[i] for i in moving), *steps.sums, *steps.values]
+  )
+  d_moved, made = made[: len(moving)], made[len(moving) :]
+  d_sums, values = made[: len(steps.sums)], made[len(steps.sums) :]
   d_consts = dict(zip(direct, d_direct))
 
   def add(v, gradient):

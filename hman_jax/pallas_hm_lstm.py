@@ -232,7 +232,9 @@ class _Layer:
     return d_gates, d_value + d_logit[:, None] * column, d_others
 
 
-def _call(kernel, cell, grid, in_specs, out_specs, out_shape, *args):
+def _call(
+  kernel, cell, grid, in_specs, out_specs, out_shape, *args, in_place=()
+):  # fmt: skip
   """`pl.pallas_call` of blocks given as (shape, index of the block)."""
   spec = lambda at: pl.BlockSpec(*at)
   return pl.pallas_call(
@@ -241,6 +243,7 @@ def _call(kernel, cell, grid, in_specs, out_specs, out_shape, *args):
     in_specs=[spec(s) for s in in_specs],
     out_specs=[spec(s) for s in out_specs],
     out_shape=[jax.ShapeDtypeStruct(s, jnp.float32) for s in out_shape],
+    input_output_aliases=dict(in_place),
     compiler_params=_COMPILER,
     interpret=cell.interpret,
     name=kernel.__name__.strip('_'),
@@ -268,6 +271,7 @@ def _forward(cell: PallasHMLSTM, value, weights, biases, others):
     [(batch, 4, size), (batch,), c.shape, c.shape],
     value, kernel.reshape(depth, 4, size), weights[1],
     biases[0].reshape(4, size), biases[1].reshape(1), c, h, z_before, z_below,
+    in_place=((5, 2), (6, 3)),  # a program reads c and h where it writes them
   )  # fmt: skip
   return [sums.reshape(batch, 4 * size), logit], [new_c, new_h]
 
