@@ -229,7 +229,7 @@ class _Layer:
     )
     push = jax.linear_transpose(lambda x: self.product(0, x, kernel), value)
     (d_value,) = push(d_gates)
-    return d_gates, d_value + d_logit[:, None] * column, d_others
+    return d_gates, d_value + d_logit[:, None] * column[None], d_others
 
 
 def _call(
@@ -285,7 +285,7 @@ def _forward_kernel(
     x = value[:, at]
     *gates, a = totals
     factor = x.astype(kernel.dtype)
-    gates = [s + pl.dot(factor, kernel[at, g, :]) for g, s in enumerate(gates)]
+    gates = [s + triton.dot(factor, kernel[at, g, :]) for g, s in enumerate(gates)]
     return *gates, a + jnp.sum(x * column[at][None], axis=1)
 
   zeros = jnp.zeros((_ROWS, _UNITS), jnp.float32)
@@ -351,7 +351,7 @@ def _backward_kernel(
 
     for g, s in enumerate(gates):
       factor = s.astype(kernel.dtype)
-      total += pl.dot(factor, kernel[:, g, at], trans_b=True)
+      total += triton.dot(factor, kernel[:, g, at], trans_b=True)
     return total, before + more_before, below + more_below
 
   zeros = jnp.zeros(_ROWS, jnp.float32)
