@@ -355,7 +355,7 @@ class _Steps:
           [_value(env, v) for v in equation.invars], n
         )
         sums = [kept[v] for v in equation.outvars[:n]]
-        made = _recall_fused(
+        made: Any = _recall_fused(
           equation.params['rule'], sums, value, weights, others
         )
         env.update(zip(equation.outvars, made))
@@ -738,7 +738,9 @@ def _pack(steps: _Steps, arrays: list[Array]) -> Any:
   return {dtype: jnp.concatenate(xs) for dtype, xs in parts.items()}
 
 
-def _unpack(steps: _Steps, packed: Any, variables: Sequence[Any]) -> list[Array]:
+def _unpack(
+  steps: _Steps, packed: Any, variables: Sequence[Any]
+) -> list[Array]:
   """The arrays of `_pack`, values of `variables`, with leading axes if any."""
   if not steps.packs:
     return packed
@@ -946,7 +948,9 @@ def _reverse(
     reverse=True,
   )
   made = _unpack(
-    steps, made, [*(steps.inputs[i] for i in moving), *steps.sums, *steps.values]
+    steps,
+    made,
+    [*(steps.inputs[i] for i in moving), *steps.sums, *steps.values],
   )
   d_moved, made = made[: len(moving)], made[len(moving) :]
   d_sums, values = made[: len(steps.sums)], made[len(steps.sums) :]

@@ -42,7 +42,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from hman_jax import deferred, precision
-from hman_jax.cells import base
 from hman_jax.cells.hm_lstm import HMLSTM, HMLSTMParams
 from hman_jax.types import Array
 
@@ -74,7 +73,9 @@ def with_kernel(cell: Any) -> Any:
   return PallasHMLSTM(**_options(cell))
 
 
-def obstacle(cell: HMLSTM, params: HMLSTMParams, batch_shape: Any) -> str | None:
+def obstacle(
+  cell: HMLSTM, params: HMLSTMParams, batch_shape: Any
+) -> str | None:
   """Why a step cannot run by the kernels.
 
   Args:
@@ -123,7 +124,8 @@ class PallasHMLSTM(HMLSTM):
     reason = obstacle(self, params, x.shape[:-1])
     if reason is None:
       return super().step(params, state, x, *args, **kwargs)
-    warnings.warn(f"backward='pallas' runs as 'deferred': {reason}.")
+    text = f"backward='pallas' runs as 'deferred': {reason}."
+    warnings.warn(text, stacklevel=2)
     return HMLSTM(**_options(self)).step(params, state, x, *args, **kwargs)
 
   def _layer(self, layer, c, h, above, below, z_before, z_below, copy):
@@ -285,7 +287,9 @@ def _forward_kernel(
     x = value[:, at]
     *gates, a = totals
     factor = x.astype(kernel.dtype)
-    gates = [s + triton.dot(factor, kernel[at, g, :]) for g, s in enumerate(gates)]
+    gates = [
+      s + triton.dot(factor, kernel[at, g, :]) for g, s in enumerate(gates)
+    ]
     return *gates, a + jnp.sum(x * column[at][None], axis=1)
 
   zeros = jnp.zeros((_ROWS, _UNITS), jnp.float32)
@@ -341,7 +345,9 @@ def _backward_kernel(
       cell.advance, [sums[:, g, at] for g in range(4)],
       c[:, at], h[:, at], z_before[...], z_below[...],
     )  # fmt: skip
-    gates, dc, dh, more_before, more_below = pull((d_new_c[:, at], d_new_h[:, at]))
+    gates, dc, dh, more_before, more_below = pull(
+      (d_new_c[:, at], d_new_h[:, at])
+    )
 
     @pl.when(mine == j)
     def _():
@@ -356,9 +362,7 @@ def _backward_kernel(
 
   zeros = jnp.zeros(_ROWS, jnp.float32)
   start = jnp.zeros((_ROWS, _WIDTH), jnp.float32), zeros, zeros
-  total, before, below = jax.lax.fori_loop(
-    0, c.shape[1] // _WIDTH, add, start
-  )
+  total, before, below = jax.lax.fori_loop(0, c.shape[1] // _WIDTH, add, start)
   d_value[...] = total + d_logit[...][:, None] * column[...][None]
 
   @pl.when(mine == 0)

@@ -1,13 +1,15 @@
 """The kernels by Pallas's interpreter, and their lowering for CUDA."""
 
 import dataclasses
+import functools
 import warnings
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_deferred import _assert_close, _compiled, _loss, _variables
+from test_hm_lstm import _reference_layers
 
 from hman_jax import models, pallas_hm_lstm
 from hman_jax.cells import HMLSTM, LSTM
@@ -16,8 +18,6 @@ from hman_jax.pallas_hm_lstm import PallasHMLSTM
 from hman_jax.unroll import unroll
 
 import reference
-from test_deferred import _assert_close, _compiled, _loss, _variables
-from test_hm_lstm import _reference_layers
 
 BATCH = 16
 KERNELS = '__gpu$xla.gpu.triton'
@@ -164,14 +164,12 @@ def test_gradients_of_one_step():
     total = jax.tree.map(lambda y: jnp.mean(jnp.sin(y)), (state, out.h))
     return sum(jax.tree.leaves(total))
 
-  both = _compiled(
-    lambda *args: [
-      jax.value_and_grad(lambda *a: loss(c, *a, **o), (0, 1, 2))(*args)
-      for c, o in ((cell, {}), (plain, {'backward': 'autodiff'}))
-    ],
-    params, state, x,
-  )  # fmt: skip
-  _assert_close(*both)
+  both = [
+    functools.partial(loss, cell),
+    functools.partial(loss, plain, backward='autodiff'),
+  ]
+  run = lambda *args: [jax.value_and_grad(f, (0, 1, 2))(*args) for f in both]
+  _assert_close(*_compiled(run, params, state, x))
 
 
 def _lowered(cell, batch, size, platform):
