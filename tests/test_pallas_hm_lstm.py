@@ -11,6 +11,9 @@ import pytest
 from test_deferred import _assert_close, _compiled, _loss, _variables
 from test_hm_lstm import _reference_layers
 
+from configs import default
+from experiments import train
+from experiments.errors import ConfigError
 from hman_jax import models, pallas_hm_lstm
 from hman_jax.cells import HMLSTM, LSTM
 from hman_jax.models import Recogniser
@@ -244,3 +247,10 @@ def test_who_gets_the_kernels():
     model = models.create(2, hidden_sizes=(32,), backward='pallas')
   assert isinstance(model, Recogniser)
   assert isinstance(model.cell, PallasHMLSTM) and model.backward == 'deferred'
+
+
+def test_several_devices_are_refused():
+  config = default.get_config()
+  config.model.backward = 'pallas'
+  with pytest.raises(ConfigError, match="expected 'deferred' on 4 devices"):
+    train.make_model(config, 3, (49, 16))
