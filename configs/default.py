@@ -81,7 +81,8 @@ def get_config() -> ml_collections.ConfigDict:
   # accelerators. Parameters, states, boundaries and sums stay float32.
   model.dtype = 'float32'
   # Gradients through time: deferred, or autodiff, JAX's own: the same up to the
-  # order of summation, and slower.
+  # order of summation, and slower, or pallas: deferred by kernels of our own on
+  # one NVIDIA GPU, never measured; see hman_jax/pallas_hm_lstm.py.
   model.backward = 'deferred'
   # Whether to keep states at about sqrt(T) frames only and compute the others
   # again for the gradient: less memory, more time.

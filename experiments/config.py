@@ -209,7 +209,7 @@ FIELDS: dict[str, Field] = {
   'model.layer_norm': Field(bool),
   'model.output_activation': _choice('tanh', 'identity'),
   'model.dtype': _choice('float32', 'bfloat16'),
-  'model.backward': _choice('deferred', 'autodiff'),
+  'model.backward': _choice('deferred', 'autodiff', 'pallas'),
   'model.remat': Field(bool),
   'loss.label_smoothing': _RATE,
   'loss.reinforce_weight': _NOT_NEGATIVE,

@@ -22,7 +22,7 @@ from experiments import (
 )
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
-from experiments.errors import NonFiniteError, StoppedRun
+from experiments.errors import ConfigError, NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
 from experiments.stopping import Stop
 from hman_jax import losses, models, stochastic
@@ -67,6 +67,11 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def make_model(config: ml_collections.ConfigDict, num_classes: int, shape):
   """The model of a resolved config for features of `shape` (N, D)."""
   model = config.model
+  if model.backward == 'pallas' and jax.device_count() > 1:
+    raise ConfigError(
+      "config.model.backward: expected 'deferred' on "
+      f"{jax.device_count()} devices, got 'pallas', whose kernels are for one."
+    )
   cell_options, is_fixed = {}, False
   if model.cell == 'hm_lstm':
     is_fixed = model.boundary == 'fixed'

@@ -12,6 +12,9 @@ function, and spends less. It reads the step's equations (its jaxpr) once:
   and no draw made again, and yields dx_i = ds W_i^T, ds and x_i only.
 - Afterwards dW_i = sum_t x_i^T ds is one matrix product over all steps and
   rows, and db one sum.
+- A `fused` equation, sums and what is made of them in one, keeps its sums and
+  brings a derivative of its own. It is for GPUs, where a launch costs more than
+  a copy: all that such a step saves is written as one vector.
 - An input that is not differentiated gets no gradient, and inputs are read
   where they lie, one step's slice at a time.
 
@@ -24,13 +27,14 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.interpreters import batching, mlir
 
 from hman_jax.precision import rounded_dot_p
 from hman_jax.types import Array, Key, PyTree
@@ -126,6 +130,61 @@ def scan(
   return carry_tree.unflatten(last), out_trees[0].unflatten(outputs)
 
 
+class Fused(Protocol):
+  """Sums s_k = x W_k + b_k and what is made of them, computed as one.
+
+  Hashable, so that a step which uses it twice is compiled once.
+  """
+
+  def forward(
+    self, value: Array, weights: list, biases: list, others: list
+  ) -> tuple[list, list]:
+    """(sums, results): one sum for each weight."""
+    ...
+
+  def results(self, sums: list, others: list) -> list:
+    """The results, made again of the sums."""
+    ...
+
+  def backward(
+    self, weights: list, sums: list, others: list, d_sums: list, d_results: list
+  ) -> tuple[list, Array, list]:
+    """Gradients of (sums, value, others), those of weights left out.
+
+    `d_sums` is what else the sums are read for.
+    """
+    ...
+
+  def product(self, k: int, value: Array, weight: Array) -> Array:
+    """x W_k as one product."""
+    ...
+
+
+def fused(
+  rule: Fused,
+  value: Array,
+  weights: Sequence[Array],
+  biases: Sequence[Array],
+  others: Sequence[Array],
+) -> tuple[list[Array], list[Array]]:
+  """A `Fused` in the step of a `scan`, the only place that differentiates it.
+
+  Args:
+    rule: what is computed.
+    value: x `[B, F]`.
+    weights: W_k, which no step changes.
+    biases: b_k, which no step changes, of as many axes as the sum, or scalars.
+    others: arrays that the results are made of beside the sums.
+
+  Returns:
+    (sums, results) of `rule.forward`.
+  """
+  made = fused_p.bind(
+    value, *weights, *biases, *others, rule=rule, num_sums=len(weights)
+  )
+  return made[: len(weights)], made[len(weights) :]
+
+
 def segments(length: int) -> list[tuple[int, int, int]]:
   """Splits `length` steps into about sqrt(length) segments.
 
@@ -167,6 +226,39 @@ def split(x: Array, part: tuple[int, int, int]) -> Array:
 
 def _without(x: Array, axis: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape[:axis] + x.shape[axis + 1 :], x.dtype)
+
+
+# A primitive, so that `scan` finds it among the step's equations.
+fused_p = core.Primitive('fused')
+fused_p.multiple_results = True
+
+
+def _parts(operands, num_sums: int):
+  """(value, weights, biases, others) of the operands of `fused_p`."""
+  value, *rest = operands
+  n = num_sums
+  return value, rest[:n], rest[n : 2 * n], rest[2 * n :]
+
+
+def _fused(*operands, rule: Fused, num_sums: int):
+  sums, results = rule.forward(*_parts(operands, num_sums))
+  return [*sums, *results]
+
+
+def _fused_abstract(*avals, **params):
+  made = jax.eval_shape(functools.partial(_fused, **params), *avals)
+  return [avals[0].update(shape=m.shape, dtype=m.dtype) for m in made]
+
+
+def _fused_batched(operands, axes, **params):
+  made = jax.vmap(functools.partial(_fused, **params), axes)(*operands)
+  return made, [0] * len(made)
+
+
+fused_p.def_impl(_fused)
+fused_p.def_abstract_eval(_fused_abstract)
+mlir.register_lowering(fused_p, mlir.lower_fun(_fused, multiple_results=True))
+batching.primitive_batchers[fused_p] = _fused_batched
 
 
 # Reading the step: what is invariant, which sums it has, what must be saved.
@@ -226,6 +318,20 @@ class _Steps:
   def outputs(self) -> list[Any]:
     return self.jaxpr.outvars[len(self.carry) :]
 
+  @property
+  def packs(self) -> bool:
+    """Whether what a step saves is written as one vector."""
+    return any(e.primitive is fused_p for e in self.jaxpr.eqns)
+
+  @property
+  def saved(self) -> tuple[list[Any], list[Any]]:
+    """The variables that a step saves: of its carry, and `kept`.
+
+    Apart, so that a new carry may take the place of the old one.
+    """
+    carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
+    return carry, self.kept
+
   def run(self, env: dict[Any, Any]) -> None:
     """Runs all equations on the values in `env`, which is added to."""
     _run(self.jaxpr, self.jaxpr.eqns, env)
@@ -242,7 +348,18 @@ class _Steps:
       if not equation.outvars:  # an effect, which happened forward
         continue
       output, *more = equation.outvars
-      if output in self.sums and output in kept:
+      if equation.primitive is fused_p and output in kept:
+        flush()
+        n = equation.params['num_sums']
+        value, weights, _, others = _parts(
+          [_value(env, v) for v in equation.invars], n
+        )
+        sums = [kept[v] for v in equation.outvars[:n]]
+        made: Any = _recall_fused(
+          equation.params['rule'], sums, value, weights, others
+        )
+        env.update(zip(equation.outvars, made))
+      elif output in self.sums and output in kept:
         flush()
         total = self.sums[output]
         weights = tuple(env[w] for _, _, w in total.products)
@@ -324,14 +441,20 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
   sums = _sums(equations, frozenset(consts), jaxpr.outvars)
   drawn = _drawn(equations, jaxpr.invars, [*consts, *carry, *inputs])
   needed = {v for v in _variables(jaxpr.outvars) if _is_float(v)}
-  live, kept = set(), set()
+  live, kept, read = set(), set(), set()
   for index in reversed(range(len(equations))):
     equation = equations[index]
     made = needed.intersection(equation.outvars)
     if not made:
       continue
     output = equation.outvars[0]
-    if output in sums:
+    if equation.primitive is fused_p:
+      n = equation.params['num_sums']
+      value, weights, _, others = _parts(equation.invars, n)
+      kept.update(equation.outvars[:n])
+      needed.update(_variables([value, *weights, *others]))
+      read.update(_variables(others))
+    elif output in sums:
       kept.add(output)
       needed.update(sums[output].values)
     elif _is_decision(equation) or output in drawn:
@@ -341,7 +464,7 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
       needed.update(_variables(equation.invars))
       if equation.primitive in _PRODUCTS:
         kept.add(output)
-  read = {v for i in live for v in _variables(equations[i].invars)}
+  read.update(v for i in live for v in _variables(equations[i].invars))
   order = [v for e in equations for v in e.outvars if v in kept]
   used = [sums[v] for v in order if v in sums]
   return _Steps(
@@ -382,6 +505,28 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
         for v in equation.invars:
           sums.pop(v, None)
         sums[equation.outvars[0]] = terms
+  for equation in equations:  # last: no addition continues these
+    if equation.primitive is fused_p:
+      sums.update(_of_fused(equation, consts))
+  return sums
+
+
+def _of_fused(equation, consts) -> dict[Any, _Sum]:
+  """The sums of a `fused` equation, by variable."""
+  rule, n = equation.params['rule'], equation.params['num_sums']
+  value, weights, biases, _ = _parts(equation.invars, n)
+  sums = {}
+  for k, (output, w, b) in enumerate(zip(equation.outvars, weights, biases)):
+    closed = jax.make_jaxpr(functools.partial(rule.product, k))(
+      _shape(value), _shape(w)
+    )
+    (product,) = closed.jaxpr.eqns
+    product = product.replace(invars=[value, w])
+    invariant = lambda v: not isinstance(v, core.Literal) and v in consts
+    sums[output] = _Sum(
+      ((product, value, w),) if invariant(w) else (),
+      (b,) if invariant(b) else (),
+    )
   return sums
 
 
@@ -540,6 +685,30 @@ def _recall_backward(apply, saved, gradient):
 _recall.defvjp(_recall_forward, _recall_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recall_fused(rule, sums, value, weights, others):
+  """What `fused` made, whose sums are known; these get their gradient."""
+  del value, weights
+  return [*sums, *rule.results(sums, others)]
+
+
+def _recall_fused_forward(rule, sums, value, weights, others):
+  made = _recall_fused(rule, sums, value, weights, others)
+  return made, (sums, weights, others)
+
+
+def _recall_fused_backward(rule, saved, gradients):
+  sums, weights, others = saved
+  d_sums, d_results = gradients[: len(sums)], gradients[len(sums) :]
+  d_sums, d_value, d_others = rule.backward(
+    weights, sums, others, d_sums, d_results
+  )
+  return d_sums, d_value, None, d_others
+
+
+_recall_fused.defvjp(_recall_fused_forward, _recall_fused_backward)
+
+
 # Running the steps: forward, and backward.
 
 
@@ -553,11 +722,36 @@ def _loop(steps: _Steps, consts, carry, inputs, keys, order, save: bool):
     read = lambda atoms: [jnp.asarray(_value(env, v)) for v in atoms]
     saved = None
     if save:
-      before = [c for c, n in zip(carry, steps.carry_needed) if n]
-      saved = before, [env[v] for v in steps.kept]
+      saved = [_pack(steps, [env[v] for v in vs]) for vs in steps.saved]
     return read(steps.carry_out), (read(steps.outputs), saved)
 
   return jax.lax.scan(body, carry, (order, keys))
+
+
+def _pack(steps: _Steps, arrays: list[Array]) -> Any:
+  """The arrays; of a step that `packs`, one vector for each dtype."""
+  if not steps.packs:
+    return arrays
+  parts: dict[str, list[Array]] = {}
+  for x in arrays:
+    parts.setdefault(str(x.dtype), []).append(x.ravel())
+  return {dtype: jnp.concatenate(xs) for dtype, xs in parts.items()}
+
+
+def _unpack(
+  steps: _Steps, packed: Any, variables: Sequence[Any]
+) -> list[Array]:
+  """The arrays of `_pack`, values of `variables`, with leading axes if any."""
+  if not steps.packs:
+    return packed
+  used = Counter()
+  arrays = []
+  for v in variables:
+    dtype = str(v.aval.dtype)
+    start, used[dtype] = used[dtype], used[dtype] + v.aval.size
+    part = packed[dtype][..., start : used[dtype]]
+    arrays.append(part.reshape(*part.shape[:-1], *v.aval.shape))
+  return arrays
 
 
 def _env(steps: _Steps, consts, carry, inputs, keys, index):
@@ -713,14 +907,15 @@ def _reverse(
 
   def body(back, at):
     d_carry, d_direct = back
-    index, keys, (before, kept), given = at
-    before = iter(before)
+    index, keys, saved, given = at
+    kept = {}
+    for variables, packed in zip(steps.saved, saved):
+      kept.update(zip(variables, _unpack(steps, packed, variables)))
     carry = [
-      next(before) if n else jnp.zeros(v.aval.shape, v.aval.dtype)
+      kept[v] if n else jnp.zeros(v.aval.shape, v.aval.dtype)
       for v, n in zip(steps.carry, steps.carry_needed)
     ]
     env = _env(steps, consts, carry, inputs, keys, index)
-    kept = dict(zip(steps.kept, kept))
     floats = [v for v in steps.carry if _is_float(v)]
     moved = [steps.inputs[i] for i in moving]
     read = [steps.consts[i] for i in direct]
@@ -744,14 +939,21 @@ def _reverse(
     )  # fmt: skip
     d_carry, d_moved, more, d_sums = pull((d_carry, list(given.values())))
     d_direct = [a + b for a, b in zip(d_direct, more)]
-    return (d_carry, d_direct), (d_moved, d_sums, values)
+    return (d_carry, d_direct), _pack(steps, [*d_moved, *d_sums, *values])
 
-  (d_carry, d_direct), (d_moved, d_sums, values) = jax.lax.scan(
+  (d_carry, d_direct), made = jax.lax.scan(
     body,
     (d_carry, [jnp.zeros_like(consts[i]) for i in direct]),
     (order, keys, saved, given),
     reverse=True,
   )
+  made = _unpack(
+    steps,
+    made,
+    [*(steps.inputs[i] for i in moving), *steps.sums, *steps.values],
+  )
+  d_moved, made = made[: len(moving)], made[len(moving) :]
+  d_sums, values = made[: len(steps.sums)], made[len(steps.sums) :]
   d_consts = dict(zip(direct, d_direct))
 
   def add(v, gradient):

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import command, forward, pipeline, scaling, streaming
+from benchmarks import (
+  command,
+  forward,
+  launches,
+  pipeline,
+  scaling,
+  streaming,
+)
 
 _SIZES = {
   'batch': 2, 'steps': 3, 'locations': 4, 'size': 5, 'hidden': 3, 'layers': 2,
@@ -82,3 +89,27 @@ def test_an_unknown_sweep_is_one_line(capsys):
     scaling.main(['--sweeps=T,Q'])
   assert error.value.code == 2
   assert 'expected some of T,B,H,L' in capsys.readouterr().err
+
+
+def test_launches_are_counted_in_loops():
+  program = """
+%add.1 (a: f32[], b: f32[]) -> f32[] {
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%body.2 (p: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %p = (s32[], f32[2]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %f = (f32[2]{0}, f32[]) fusion(%p), kind=kInput, calls=%add.1
+  %k = f32[2]{0} custom-call(%f), custom_call_target="kernel"
+  ROOT %t = (s32[], f32[2]{0}) tuple(%i, %k)
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %y = f32[2]{0} copy(%x)
+  %w = (s32[], f32[2]{0}) while(%y), condition=%less, body=%body.2
+  ROOT %r = f32[2]{0} get-tuple-element(%w), index=1
+}
+"""
+  assert launches.count(program) == [2]

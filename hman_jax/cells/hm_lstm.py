@@ -296,12 +296,9 @@ class HMLSTM:
     for l, layer in enumerate(params.layers):
       z_before = state.z[..., l]
       above = state.h[l + 1] if l + 1 < self.num_layers else None
-      gates, logit = self._preactivations(
-        layer, state.h[l], z_before, above, z_below, below
-      )
       copy = (1 - z_before) * (1 - z_below)
-      c, h = self._combine(
-        gates, state.c[l], state.h[l], z_before, z_below, copy
+      c, h, logit = self._layer(
+        layer, state.c[l], state.h[l], above, below, z_before, z_below, copy
       )
       z, prob = self._detect(
         logit,
@@ -356,6 +353,15 @@ class HMLSTM:
         'step; got None. Pass a key, or deterministic=True.'
       )
 
+  def _layer(self, layer, c, h, above, below, z_before, z_below, copy):
+    """c and h `[..., H]` of a layer, and its boundary logit (None without)."""
+    gates, logit = self._preactivations(
+      layer, h, z_before, above, z_below, below
+    )
+    gates = base.split_gates(gates)
+    c, h = self._combine(gates, c, h, z_before, z_below, copy)
+    return c, h, logit
+
   def _preactivations(self, layer, h, z_before, above, z_below, below):
     """The gates `[..., 4H]` and the boundary logit `[...]` (None without)."""
     # z (x W) = (z x) W, on H numbers a row instead of 4H; a gate is then one
@@ -389,7 +395,7 @@ class HMLSTM:
 
     A polynomial, not `where`: the gradient must reach the boundaries.
     """
-    i, f, o, g = base.split_gates(gates)
+    i, f, o, g = gates
     # Spread over the units once each: their gradients are then one sum each.
     spread = lambda v: jnp.broadcast_to(v[..., None], c.shape)
     copy, update = spread(copy), spread((1 - z_before) * z_below)

@@ -1,7 +1,7 @@
 """Recognisers assembled from a cell, an attention and a head, by name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from hman_jax import attention as attentions
 from hman_jax.cells import CELLS
@@ -34,7 +34,7 @@ def create(
   dropout: float = 0.0,
   feature_norm: str = 'none',
   global_context: bool = False,
-  backward: Backward = 'deferred',
+  backward: Backward | Literal['pallas'] = 'deferred',
   remat: bool = False,
   dtype: Dtype = 'float32',
   boundary_period: int = 0,
@@ -60,7 +60,9 @@ def create(
     global_context: whether the cell reads the mean over the locations beside
       what is attended to.
     backward: 'deferred' (fast) or 'autodiff' (its reference): how gradients
-      through time are formed; softmax regression has none.
+      through time are formed; softmax regression has none. 'pallas':
+      'deferred' with the layers of 'hm_lstm' as kernels on one NVIDIA GPU, see
+      `pallas_hm_lstm`.
     remat: backward in memory O(sqrt T) beside inputs and outputs.
     dtype: of the factors of matrix products: 'float32', or 'bfloat16', summed
       in float32. Parameters, states, boundaries, softmax and all else are
@@ -90,7 +92,7 @@ def create(
   check_choice('head', head, tuple(HEADS))
   check_choice('initial_state', initial_state, INITIAL_STATES)
   check_choice('feature_norm', feature_norm, FEATURE_NORMS)
-  check_choice('backward', backward, get_args(Backward))
+  check_choice('backward', backward, (*get_args(Backward), 'pallas'))
   check_choice('dtype', dtype, DTYPES)
   if cell == 'none':
     if attention != 'none':
@@ -99,11 +101,17 @@ def create(
         'softmax regression has no state to attend from.'
       )
     return SoftmaxRegression(num_classes, input_dropout, feature_norm, dtype)
+  recurrent = CELLS[cell](
+    hidden_sizes=tuple(hidden_sizes), dtype=dtype, **(cell_options or {})
+  )
+  if backward == 'pallas':
+    # Here: it takes a part of JAX that is experimental, and time to import.
+    from hman_jax import pallas_hm_lstm
+
+    recurrent, backward = pallas_hm_lstm.with_kernel(recurrent), 'deferred'
   return Recogniser(
     num_classes=num_classes,
-    cell=CELLS[cell](
-      hidden_sizes=tuple(hidden_sizes), dtype=dtype, **(cell_options or {})
-    ),
+    cell=recurrent,
     attention=attentions.create(
       attention, dtype=dtype, **(attention_options or {})
     ),
