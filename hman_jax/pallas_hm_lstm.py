@@ -29,8 +29,9 @@ units forward, that is 128 programs for 64 rows and 512 units; 16 rows by 32
 columns of x backward. `obstacle` holds the count: H = 512 fits in both
 precisions, H = 1024 in neither (D = 2048: 151 and 75 MB).
 
-Float32 products follow `jax_default_matmul_precision`, as XLA's do. The kernels
-are for one device: `jit` over several runs them on all rows on each.
+Float32 products follow `jax_default_matmul_precision`, as XLA's do. JAX calls
+the Triton backend deprecated since 0.11; 0.12 has it. The kernels are for one
+device: `jit` over several runs them on all rows on each.
 """
 
 import dataclasses
