@@ -46,6 +46,9 @@ _NOTHING, _CONSTANTS, _LOOP = range(3)
 
 _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 
+# Rows from which on a product is turned, and up to which also forward.
+_TURNED_FROM, _TURNED_TO = 8, 128
+
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
 
@@ -264,23 +267,116 @@ batching.primitive_batchers[fused_p] = _fused_batched
 # Reading the step: what is invariant, which sums it has, what must be saved.
 
 
-class _Sum(NamedTuple):
-  """s = sum of products (value times weight) and of invariant biases."""
+class _Product(NamedTuple):
+  """A value times an invariant weight.
 
-  products: tuple[tuple[core.JaxprEqn, Any, Any], ...]
+  XLA's CPU library lays the right factor of a product out anew each time it
+  runs: at each step, a whole weight for a few rows. Here such a product
+  *turns*: s = (W^T x^T)^T, and dx = (W ds^T)^T, with the weight on the left.
+  """
+
+  equation: core.JaxprEqn
+  value: Any
+  weight: Any
+
+  @property
+  def output(self) -> Any:
+    return self.equation.outvars[0]
+
+  @property
+  def rounded(self) -> bool:
+    return self.equation.primitive is rounded_dot_p
+
+  @property
+  def turns(self) -> bool:
+    """Whether it turns in the backward pass."""
+    rows = self.value.aval.shape[0] if self.value.aval.ndim else 0
+    return (
+      jax.default_backend() == 'cpu'
+      and self.equation.invars[0] is self.value
+      and (self.value.aval.ndim, self.weight.aval.ndim) == (2, 2)
+      and self.value.aval.dtype == self.weight.aval.dtype == jnp.float32
+      and isinstance(rows, int)
+      and rows >= _TURNED_FROM
+      and self.weight.aval.shape[1] > 1
+      and self._is_matmul
+    )
+
+  @property
+  def _is_matmul(self) -> bool:
+    params = self.equation.params
+    return self.rounded or (
+      params['dimension_numbers'] == (((1,), (0,)), ((), ()))
+      and params['precision'] is None
+    )
+
+  @property
+  def turns_forward(self) -> bool:
+    """Whether it turns in the forward pass too: with few rows."""
+    return self.turns and self.value.aval.shape[0] < _TURNED_TO
+
+  def factor(self, x: Array) -> Array:
+    """A factor as it is multiplied."""
+    return x.astype(jnp.bfloat16) if self.rounded else x
+
+  def apply(self, like: core.Jaxpr, value: Array, weight: Array) -> Array:
+    in_order = (value, weight)
+    if self.equation.invars[0] is not self.value:
+      in_order = (weight, value)
+    return _apply(like, self.equation, in_order)
+
+  def pull(self, like: core.Jaxpr, value, weight, gradient) -> Array:
+    """The gradient of the value; `weight` is a factor if the product turns."""
+    if self.turns:
+      return _turn(_rows_times(weight, self.factor(gradient)))
+    _, pull = jax.vjp(lambda x: self.apply(like, x, weight), value)
+    return pull(gradient)[0]
+
+
+class _Sum(NamedTuple):
+  """s = sum of products and of invariant biases."""
+
+  products: tuple[_Product, ...]
   biases: tuple[Any, ...]
 
   @property
   def values(self) -> tuple[Any, ...]:
-    return tuple(value for _, value, _ in self.products)
+    return tuple(product.value for product in self.products)
 
-  def apply(self, like: core.Jaxpr, values, weights) -> Array:
-    """The sum without its biases."""
-    parts = [
-      _product(like, product, x, w)
-      for product, x, w in zip(self.products, values, weights)
-    ]
+  def apply(self, like: core.Jaxpr, env, turned) -> Array:
+    """The sum, of products some of whose turned weights are given."""
+    parts, columns = [env[v] for v in self.biases], []
+    for product in self.products:
+      value, weight = env[product.value], env[product.weight]
+      if product.output in turned:
+        columns.append(
+          _rows_times(turned[product.output], product.factor(value))
+        )
+      else:
+        parts.append(product.apply(like, value, weight))
+    if columns:
+      parts.insert(0, _turn(functools.reduce(jnp.add, columns)))
     return functools.reduce(jnp.add, parts)
+
+  def pull(self, like: core.Jaxpr, gradient, values, weights) -> tuple:
+    """The gradients of the values."""
+    return tuple(
+      product.pull(like, x, w, gradient)
+      for product, x, w in zip(self.products, values, weights)
+    )
+
+
+def _rows_times(a: Array, b: Array) -> Array:
+  """All products of a row of a and a row of b: `[M, K], [N, K] -> [M, N]`."""
+  dimensions = (((1,), (1,)), ((), ()))
+  return jax.lax.dot_general(
+    a, b, dimensions, preferred_element_type=jnp.float32
+  )
+
+
+def _turn(x: Array) -> Array:
+  """x transposed; XLA must not turn the product that made x instead."""
+  return jax.lax.optimization_barrier(x).T
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -290,7 +386,9 @@ class _Steps:
   Attributes:
     jaxpr: the step; its invars are consts, carry, inputs, keys.
     consts, carry, inputs, keys: its invars by kind.
-    sums: the sums by the variable they define.
+    sums: the sums that are differentiated, by the variable they define.
+    turned: the sums with a product that is turned forward, likewise.
+    inside: the variables on the way to these.
     kept: variables whose value is saved forward, in order.
     live: indices of the equations that the backward pass runs again.
     direct: the consts that those equations read.
@@ -304,6 +402,8 @@ class _Steps:
   inputs: list[Any]
   keys: list[Any]
   sums: dict[Any, _Sum]
+  turned: dict[Any, _Sum]
+  inside: set[Any]
   kept: list[Any]
   live: frozenset[int]
   direct: frozenset[Any]
@@ -332,11 +432,46 @@ class _Steps:
     carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
     return carry, self.kept
 
-  def run(self, env: dict[Any, Any]) -> None:
-    """Runs all equations on the values in `env`, which is added to."""
-    _run(self.jaxpr, self.jaxpr.eqns, env)
+  def turned_weights(self, consts) -> dict[Any, Array]:
+    """Weights for `run`, by the variable that their product defines."""
+    of = dict(zip(self.consts, consts))
+    return {
+      product.output: product.factor(of[product.weight]).T
+      for total in self.turned.values()
+      for product in total.products
+      if product.turns_forward
+    }
 
-  def rerun(self, env: dict[Any, Any], kept: dict[Any, Any]) -> None:
+  def factors(self, consts) -> dict[Any, Array]:
+    """Weights for `rerun`, by the variable that their product defines."""
+    of = dict(zip(self.consts, consts))
+    return {
+      product.output: (
+        product.factor(of[product.weight])
+        if product.turns
+        else of[product.weight]
+      )
+      for total in self.sums.values()
+      for product in total.products
+    }
+
+  def run(self, env: dict[Any, Any], turned: dict[Any, Any]) -> None:
+    """Runs all equations on the values in `env`, which is added to."""
+    if not turned:
+      _run(self.jaxpr, self.jaxpr.eqns, env)
+      return
+    waiting: list[core.JaxprEqn] = []
+    for equation in self.jaxpr.eqns:
+      output = equation.outvars[0] if equation.outvars else None
+      if output in self.turned:
+        _run(self.jaxpr, waiting, env)
+        waiting.clear()
+        env[output] = self.turned[output].apply(self.jaxpr, env, turned)
+      elif output not in self.inside:
+        waiting.append(equation)
+    _run(self.jaxpr, waiting, env)
+
+  def rerun(self, env, kept: dict[Any, Any], factors: dict[Any, Any]) -> None:
     """Rebuilds from what was kept whatever the derivative depends on."""
     waiting: list[core.JaxprEqn] = []
 
@@ -362,15 +497,15 @@ class _Steps:
       elif output in self.sums and output in kept:
         flush()
         total = self.sums[output]
-        weights = tuple(env[w] for _, _, w in total.products)
+        weights = tuple(factors[p.output] for p in total.products)
         values = tuple(env[v] for v in total.values)
-        apply = functools.partial(total.apply, self.jaxpr)
-        env[output] = _recall(apply, kept[output], values, weights)
+        pull = functools.partial(total.pull, self.jaxpr)
+        env[output] = _recall(pull, kept[output], values, weights)
       elif index in self.live and output in kept:
         flush()
-        apply = functools.partial(_apply, self.jaxpr, equation)
+        pull = functools.partial(_pull, self.jaxpr, equation)
         operands = tuple(env[v] for v in _variables(equation.invars))
-        env[output] = _recall(apply, kept[output], operands, ())
+        env[output] = _recall(pull, kept[output], operands, ())
       elif index in self.live:
         waiting.append(equation)
       else:
@@ -438,7 +573,15 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     jaxpr.invars[num_carry : num_carry + num_inputs],
     jaxpr.invars[num_carry + num_inputs :],
   )
-  sums = _sums(equations, frozenset(consts), jaxpr.outvars)
+  sums, inside = _sums(equations, frozenset(consts), jaxpr.outvars)
+  turned = {
+    v: total
+    for v, total in sums.items()
+    if any(product.turns_forward for product in total.products)
+  }
+  for equation in equations:  # now: no addition continues these, none turns
+    if equation.primitive is fused_p:
+      sums.update(_of_fused(equation, frozenset(consts)))
   drawn = _drawn(equations, jaxpr.invars, [*consts, *carry, *inputs])
   needed = {v for v in _variables(jaxpr.outvars) if _is_float(v)}
   live, kept, read = set(), set(), set()
@@ -481,6 +624,8 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
     inputs=inputs,
     keys=keys,
     sums={v: sums[v] for v in order if v in sums},
+    turned=turned,
+    inside={v for v in inside if inside[v] in turned},
     kept=order,
     live=frozenset(live),
     direct=frozenset(v for v in consts if v in read or v in jaxpr.outvars),
@@ -489,11 +634,15 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> _Steps:
   )
 
 
-def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
-  """The largest sums of products with invariant weights, by variable."""
+def _sums(equations, consts, outvars) -> tuple[dict[Any, _Sum], dict[Any, Any]]:
+  """The largest sums of products with invariant weights, by variable.
+
+  And the variables inside them, with the variable of their sum.
+  """
   uses = Counter(v for e in equations for v in _variables(e.invars))
   uses.update(_variables(outvars))
   sums: dict[Any, _Sum] = {}
+  parts: dict[Any, list[Any]] = {}
   for equation in equations:
     if equation.primitive in _PRODUCTS:
       product = _as_product(equation, consts)
@@ -502,13 +651,13 @@ def _sums(equations, consts, outvars) -> dict[Any, _Sum]:
     elif equation.primitive is primitives.add_p:
       terms = _as_terms(equation, sums, consts, uses)
       if terms:
+        (output,) = equation.outvars
+        parts[output] = []
         for v in equation.invars:
-          sums.pop(v, None)
-        sums[equation.outvars[0]] = terms
-  for equation in equations:  # last: no addition continues these
-    if equation.primitive is fused_p:
-      sums.update(_of_fused(equation, consts))
-  return sums
+          if sums.pop(v, None):
+            parts[output] += [v, *parts.pop(v, ())]
+        sums[output] = terms
+  return sums, {v: total for total, vs in parts.items() for v in vs}
 
 
 def _of_fused(equation, consts) -> dict[Any, _Sum]:
@@ -521,17 +670,17 @@ def _of_fused(equation, consts) -> dict[Any, _Sum]:
       _shape(value), _shape(w)
     )
     (product,) = closed.jaxpr.eqns
-    product = product.replace(invars=[value, w])
+    product = product.replace(invars=[value, w], outvars=[output])
     invariant = lambda v: not isinstance(v, core.Literal) and v in consts
     sums[output] = _Sum(
-      ((product, value, w),) if invariant(w) else (),
+      (_Product(product, value, w),) if invariant(w) else (),
       (b,) if invariant(b) else (),
     )
   return sums
 
 
-def _as_product(equation, consts):
-  """(equation, value, weight) of a product with an invariant weight."""
+def _as_product(equation, consts) -> _Product | None:
+  """The product of an equation if its weight is invariant, or None."""
   left, right = equation.invars
   _, batch = equation.params.get('dimension_numbers', ((), ()))
   if any(batch) or (left in consts) == (right in consts):
@@ -539,7 +688,7 @@ def _as_product(equation, consts):
   value, weight = (right, left) if left in consts else (left, right)
   if isinstance(value, core.Literal) or not _is_float(weight):
     return None
-  return equation, value, weight
+  return _Product(equation, value, weight)
 
 
 def _as_terms(equation, sums, consts, uses) -> _Sum | None:
@@ -652,34 +801,33 @@ def _run(like: core.Jaxpr, equations, env: dict[Any, Any]) -> None:
   env.update(zip(made, function(*(env[v] for v in read))))
 
 
-def _apply(like: core.Jaxpr, equation: core.JaxprEqn, values, _=()) -> Array:
+def _apply(like: core.Jaxpr, equation: core.JaxprEqn, values) -> Array:
   """One equation of one output on the values of its variables."""
   env = dict(zip(_variables(equation.invars), values))
   _run(like, [equation], env)
   return env[equation.outvars[0]]
 
 
-def _product(like: core.Jaxpr, product, value, weight) -> Array:
-  equation, v, _ = product
-  in_order = (value, weight) if equation.invars[0] is v else (weight, value)
-  return _apply(like, equation, in_order)
+def _pull(like: core.Jaxpr, equation: core.JaxprEqn, gradient, values, _):
+  """The gradients of the variables of an equation of one output."""
+  apply = functools.partial(_apply, like, equation)
+  _, pull = jax.vjp(lambda *x: apply(x), *values)
+  return pull(gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recall(apply, kept, operands, fixed):
-  """apply(operands, fixed), known to be `kept`; `kept` gets its gradient."""
-  del apply, operands, fixed
+def _recall(pull, kept, operands, fixed):
+  """What was `kept` of a function of operands whose gradient `pull` gives."""
+  del pull, operands, fixed
   return kept
 
 
-def _recall_forward(apply, kept, operands, fixed):
-  return _recall(apply, kept, operands, fixed), (operands, fixed)
+def _recall_forward(pull, kept, operands, fixed):
+  return _recall(pull, kept, operands, fixed), (operands, fixed)
 
 
-def _recall_backward(apply, saved, gradient):
-  operands, fixed = saved
-  _, pull = jax.vjp(lambda *x: apply(x, fixed), *operands)
-  return gradient, pull(gradient), None
+def _recall_backward(pull, saved, gradient):
+  return gradient, pull(gradient, *saved), None
 
 
 _recall.defvjp(_recall_forward, _recall_backward)
@@ -712,13 +860,17 @@ _recall_fused.defvjp(_recall_fused_forward, _recall_fused_backward)
 # Running the steps: forward, and backward.
 
 
-def _loop(steps: _Steps, consts, carry, inputs, keys, order, save: bool):
+def _loop(
+  steps: _Steps, consts, turned, carry, inputs, keys, order, save: bool
+):
   """Runs steps: (carry, (outputs, saved))."""
+  if not _stays_loop(order):
+    turned = {}
 
   def body(carry, at):
     index, keys = at
     env = _env(steps, consts, carry, inputs, keys, index)
-    steps.run(env)
+    steps.run(env, turned)
     read = lambda atoms: [jnp.asarray(_value(env, v)) for v in atoms]
     saved = None
     if save:
@@ -754,6 +906,15 @@ def _unpack(
   return arrays
 
 
+def _stays_loop(order: Array) -> bool:
+  """Whether XLA keeps the loop over these steps.
+
+  Of a single step it folds transpositions into the products, which then fail at
+  run time if they are of bfloat16.
+  """
+  return isinstance(order.shape[0], int) and order.shape[0] > 1
+
+
 def _env(steps: _Steps, consts, carry, inputs, keys, index):
   at_step = [
     jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
@@ -766,12 +927,13 @@ def _env(steps: _Steps, consts, carry, inputs, keys, index):
 def _loop_from_starts(steps: _Steps, consts, carry, inputs, keys, order):
   """Runs steps by segments: (carry, outputs, carries before segments)."""
   outputs, starts = [], []
+  turned = steps.turned_weights(consts)
   for part in segments(order.shape[0]):
 
     def segment(carry, at):
       order, keys = at
       last, (outputs, _) = _loop(
-        steps, consts, carry, inputs, keys, order, save=False
+        steps, consts, turned, carry, inputs, keys, order, save=False
       )
       return last, (outputs, carry)
 
@@ -785,8 +947,9 @@ def _loop_from_starts(steps: _Steps, consts, carry, inputs, keys, order):
 
 def _primal(steps: _Steps, remat, consts, carry, inputs, keys, order):
   del remat
+  turned = steps.turned_weights(consts)
   carry, (outputs, _) = _loop(
-    steps, consts, carry, inputs, keys, order, save=False
+    steps, consts, turned, carry, inputs, keys, order, save=False
   )
   return carry, outputs
 
@@ -813,8 +976,9 @@ def _forward(steps: _Steps, remat, *args):
       steps, consts, carry, inputs, keys, order
     )
   else:
+    turned = steps.turned_weights(consts)
     last, (outputs, saved) = _loop(
-      steps, consts, carry, inputs, keys, order, save=True
+      steps, consts, turned, carry, inputs, keys, order, save=True
     )
   return (last, outputs), (perturbed, consts, inputs, keys, order, saved)
 
@@ -836,7 +1000,10 @@ def _backward(steps: _Steps, remat, residuals, cotangents):
     for i, (d, v) in enumerate(zip(d_outputs, steps.outputs))
     if _is_float(v) and type(d) is not SymbolicZero
   }
-  reverse = functools.partial(_reverse, steps, perturbed, consts, inputs)
+  factors = steps.factors(consts)
+  reverse = functools.partial(
+    _reverse, steps, perturbed, consts, factors, inputs
+  )
   d_inputs = []
   if not remat:
     d_carry, d_consts, some = reverse(d_carry, given, saved, keys, order)
@@ -845,12 +1012,13 @@ def _backward(steps: _Steps, remat, residuals, cotangents):
     d_consts = {
       i: jnp.zeros_like(consts[i]) for i in _with_gradient(steps, perturbed)
     }
+    turned = steps.turned_weights(consts)
 
     def segment(back, at):
       d_carry, d_consts = back
       carry, order, keys, given = at
       _, (_, saved) = _loop(
-        steps, consts, carry, inputs, keys, order, save=True
+        steps, consts, turned, carry, inputs, keys, order, save=True
       )
       d_carry, more, d_inputs = reverse(d_carry, given, saved, keys, order)
       return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_inputs
@@ -886,7 +1054,7 @@ def _with_gradient(steps: _Steps, perturbed: _Perturbed) -> set[int]:
   """Indices of the consts that have a gradient."""
   read = set(steps.direct)
   for total in steps.sums.values():
-    read.update(weight for _, _, weight in total.products)
+    read.update(product.weight for product in total.products)
     read.update(total.biases)
   return {
     i
@@ -896,7 +1064,16 @@ def _with_gradient(steps: _Steps, perturbed: _Perturbed) -> set[int]:
 
 
 def _reverse(
-  steps: _Steps, perturbed, consts, inputs, d_carry, given, saved, keys, order
+  steps: _Steps,
+  perturbed,
+  consts,
+  factors,
+  inputs,
+  d_carry,
+  given,
+  saved,
+  keys,
+  order,
 ):
   """Backward through saved steps: (d_carry, d_consts, d_inputs by index)."""
   index_of = {v: i for i, v in enumerate(steps.consts)}
@@ -905,9 +1082,23 @@ def _reverse(
             if v in steps.direct and i in differentiated]  # fmt: skip
   moving = [i for i, flag in enumerate(perturbed.inputs) if flag]
 
+  turned = [
+    product
+    for total in steps.sums.values()
+    for product in total.products
+    if product.turns and product.rounded and _stays_loop(order)
+  ]
+  turned_values = list(dict.fromkeys(product.value for product in turned))
+  stacked = list(dict.fromkeys(
+    product.value
+    for total in steps.sums.values()
+    for product in total.products
+    if product not in turned and index_of[product.weight] in differentiated
+  ))  # fmt: skip
+
   def body(back, at):
-    d_carry, d_direct = back
-    index, keys, saved, given = at
+    d_carry, d_direct, columns = back
+    position, index, keys, saved, given = at
     kept = {}
     for variables, packed in zip(steps.saved, saved):
       kept.update(zip(variables, _unpack(steps, packed, variables)))
@@ -924,7 +1115,8 @@ def _reverse(
       at = dict(env)
       for names, values in zip((floats, moved, read), groups):
         at.update(zip(names, values))
-      steps.rerun(at, {**kept, **dict(zip(steps.sums, groups[3]))})
+      sums = dict(zip(steps.sums, groups[3]))
+      steps.rerun(at, {**kept, **sums}, factors)
       get = lambda atoms: [jnp.asarray(_value(at, v)) for v in atoms]
       results = (
         get(v for c, v in zip(steps.carry, steps.carry_out) if _is_float(c)),
@@ -939,18 +1131,34 @@ def _reverse(
     )  # fmt: skip
     d_carry, d_moved, more, d_sums = pull((d_carry, list(given.values())))
     d_direct = [a + b for a, b in zip(d_direct, more)]
-    return (d_carry, d_direct), _pack(steps, [*d_moved, *d_sums, *values])
+    value_of = dict(zip(steps.values, values))
+    columns = [
+      jax.lax.dynamic_update_index_in_dim(
+        x, value_of[v].astype(jnp.bfloat16).T, position, axis=1
+      )
+      for x, v in zip(columns, turned_values)
+    ]
+    values = [value_of[v] for v in stacked]
+    made = _pack(steps, [*d_moved, *d_sums, *values])
+    return (d_carry, d_direct, columns), made
 
-  (d_carry, d_direct), made = jax.lax.scan(
+  # A loop that writes columns is the transposition that XLA leaves to itself:
+  # it would fold any other into the product, and make that one of float32.
+  length = order.shape[0]
+  columns = [
+    jnp.zeros((v.aval.shape[1], length, v.aval.shape[0]), jnp.bfloat16)
+    for v in turned_values
+  ]
+  (d_carry, d_direct, columns), made = jax.lax.scan(
     body,
-    (d_carry, [jnp.zeros_like(consts[i]) for i in direct]),
-    (order, keys, saved, given),
+    (d_carry, [jnp.zeros_like(consts[i]) for i in direct], columns),
+    (jnp.arange(length), order, keys, saved, given),
     reverse=True,
   )
   made = _unpack(
     steps,
     made,
-    [*(steps.inputs[i] for i in moving), *steps.sums, *steps.values],
+    [*(steps.inputs[i] for i in moving), *steps.sums, *stacked],
   )
   d_moved, made = made[: len(moving)], made[len(moving) :]
   d_sums, values = made[: len(steps.sums)], made[len(steps.sums) :]
@@ -960,14 +1168,20 @@ def _reverse(
     i = index_of[v]
     d_consts[i] = d_consts[i] + gradient if i in d_consts else gradient
 
-  value_of = dict(zip(steps.values, values))
+  value_of = dict(zip(stacked, values))
+  columns_of = dict(zip(turned_values, columns))
   for total, d_sum in zip(steps.sums.values(), d_sums):
     for product in total.products:
-      _, value, weight = product
-      if index_of[weight] in differentiated:
-        add(weight, _weight_gradient(
-          steps.jaxpr, product, consts[index_of[weight]], value_of[value], d_sum
-        ))  # fmt: skip
+      at = index_of[product.weight]
+      if at not in differentiated:
+        continue
+      if product in turned:
+        gradient = _turned_weight_gradient(columns_of[product.value], d_sum)
+      else:
+        gradient = _weight_gradient(
+          steps.jaxpr, product, consts[at], value_of[product.value], d_sum
+        )
+      add(product.weight, gradient)
     for bias in total.biases:
       if index_of[bias] in differentiated:
         add(bias, _bias_gradient(consts[index_of[bias]], d_sum))
@@ -976,9 +1190,19 @@ def _reverse(
 
 def _weight_gradient(like, product, weight, values, d_sums) -> Array:
   """One product over all steps and rows."""
-  over_steps = lambda w: jax.vmap(lambda x: _product(like, product, x, w))
+  over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
   _, pull = jax.vjp(lambda w: over_steps(w)(values), weight)
   return pull(d_sums)[0]
+
+
+def _turned_weight_gradient(columns: Array, d_sums: Array) -> Array:
+  """Of bfloat16 values `[K, T, B]` and gradients `[T, B, N]`: `[K, N]`."""
+  return jax.lax.dot_general(
+    columns.reshape(columns.shape[0], -1),
+    d_sums.astype(jnp.bfloat16).reshape(-1, d_sums.shape[-1]),
+    (((1,), (0,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _bias_gradient(bias, d_sums) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hman_jax import deferred, models
+from hman_jax import deferred, models, precision
 from hman_jax.unroll import unroll
 
 # Tiny programs are compiled by the dozen here, and run once.
@@ -155,6 +155,86 @@ def test_remat_equals_autodiff(seed):
   _assert_close(results['deferred'], results['autodiff'])
 
 
+@pytest.fixture
+def turned(monkeypatch):
+  """Products turn as with many rows."""
+  monkeypatch.setattr(deferred, '_TURNED_FROM', 1)
+
+
+@pytest.mark.parametrize(
+  'seed', [3, *(pytest.param(s, marks=pytest.mark.slow) for s in range(42, 54))]
+)
+def test_turned_products_equal_autodiff(turned, seed):
+  results = _gradients(seed, remat=seed % 3 == 1)
+  _assert_close(results['deferred'], results['autodiff'])
+
+
+@pytest.mark.parametrize(
+  'steps, remat',
+  [(3, False)]
+  + [
+    pytest.param(steps, remat, marks=pytest.mark.slow)
+    for steps in (1, 2, 3, 4, 5, 7)
+    for remat in (False, True)
+    if (steps, remat) != (3, False)
+  ],
+)
+def test_turned_products_of_rounded_factors(turned, steps, remat):
+  """Against plain NumPy, backward too; XLA refuses some such products."""
+  rng = np.random.default_rng(steps)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  w, u, x, c = draw(8, 8) / 3, draw(6, 8) / 3, draw(4, steps, 6), draw(4, 8)
+
+  def loss(w, u, x, c):
+    def step(c, x, key):
+      s = precision.dot(c, w, 'bfloat16') + precision.dot(x, u, 'bfloat16')
+      return s / 2, s
+
+    last, outputs = unroll(step, c, x, remat=remat)
+    return jnp.sum(last) + jnp.sum(outputs[:, 0]), outputs
+
+  run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))
+  (_, outputs), gradients = run(w, u, x, c)
+  rounded = lambda a: np.asarray(
+    jnp.asarray(a, jnp.bfloat16).astype(jnp.float32), np.float64
+  )
+  before, sums = [np.asarray(c, np.float64)], []
+  for t in range(steps):
+    sums.append(
+      rounded(before[-1]) @ rounded(w) + rounded(x[:, t]) @ rounded(u)
+    )
+    before.append(sums[-1] / 2)
+  np.testing.assert_allclose(outputs, np.stack(sums, axis=1), atol=2e-2)
+  d_c, d_w, d_u, d_x = np.ones((4, 8)), 0, 0, []
+  for t in reversed(range(steps)):
+    d_s = rounded(d_c / 2 + (t == 0))
+    d_w, d_u = d_w + rounded(before[t]).T @ d_s, d_u + rounded(x[:, t]).T @ d_s
+    d_c, d_x = d_s @ rounded(w).T, [d_s @ rounded(u).T, *d_x]
+  expected = d_w, d_u, np.stack(d_x, axis=1), d_c
+  for found, right in zip(gradients, expected):
+    np.testing.assert_allclose(found, right, atol=2e-2 * np.abs(right).max())
+
+
+@pytest.mark.parametrize('steps', [4])
+def test_products_turn_with_the_rows(steps):
+  """A weight is transposed once, before the loop, with 8 to 127 rows."""
+  w = jnp.ones((6, 6))
+
+  def loops(rows):
+    run = lambda w, c: unroll(
+      lambda c, x, key: (c @ w + x, c), c, jnp.ones((rows, steps, 6))
+    )[0].sum()
+    jaxpr = jax.make_jaxpr(jax.grad(run))(w, jnp.ones((rows, 6))).jaxpr
+    return [
+      'optimization_barrier' in str(scan.params['jaxpr'])
+      for scan in _scans(jaxpr)
+    ]
+
+  assert loops(7) == [False, False]
+  assert loops(8) == loops(127) == [True, True]
+  assert loops(128) == [False, True]
+
+
 # Steps with something odd about them: each is (step, weights).
 _W = np.random.default_rng(0).normal(size=(4, 4)) / 2
 
@@ -221,7 +301,12 @@ _STEPS = (
 
 
 @pytest.mark.parametrize('step', _STEPS, ids=lambda f: f.__name__[1:])
-def test_any_step(step):
+@pytest.mark.parametrize(
+  'turns', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_any_step(step, turns, monkeypatch):
+  if turns:
+    monkeypatch.setattr(deferred, '_TURNED_FROM', 1)
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 4)), jnp.float32)
   mask = jnp.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 0, 0]], bool)
 
