@@ -271,8 +271,9 @@ class _Product(NamedTuple):
   """A value times an invariant weight.
 
   XLA's CPU library lays the right factor of a product out anew each time it
-  runs: at each step, a whole weight for a few rows. Here such a product
-  *turns*: s = (W^T x^T)^T, and dx = (W ds^T)^T, with the weight on the left.
+  runs: at each step, a whole weight for a few rows. Here such a product of
+  bfloat16 factors *turns*: s = (W^T x^T)^T, and dx = (W ds^T)^T, with the
+  weight on the left. Float32 ones hardly gain.
   """
 
   equation: core.JaxprEqn
@@ -284,40 +285,23 @@ class _Product(NamedTuple):
     return self.equation.outvars[0]
 
   @property
-  def rounded(self) -> bool:
-    return self.equation.primitive is rounded_dot_p
-
-  @property
   def turns(self) -> bool:
     """Whether it turns in the backward pass."""
-    rows = self.value.aval.shape[0] if self.value.aval.ndim else 0
+    shape = self.value.aval.shape
     return (
       jax.default_backend() == 'cpu'
+      and self.equation.primitive is rounded_dot_p
       and self.equation.invars[0] is self.value
-      and (self.value.aval.ndim, self.weight.aval.ndim) == (2, 2)
-      and self.value.aval.dtype == self.weight.aval.dtype == jnp.float32
-      and isinstance(rows, int)
-      and rows >= _TURNED_FROM
+      and len(shape) == 2
+      and isinstance(shape[0], int)
+      and shape[0] >= _TURNED_FROM
       and self.weight.aval.shape[1] > 1
-      and self._is_matmul
-    )
-
-  @property
-  def _is_matmul(self) -> bool:
-    params = self.equation.params
-    return self.rounded or (
-      params['dimension_numbers'] == (((1,), (0,)), ((), ()))
-      and params['precision'] is None
     )
 
   @property
   def turns_forward(self) -> bool:
     """Whether it turns in the forward pass too: with few rows."""
     return self.turns and self.value.aval.shape[0] < _TURNED_TO
-
-  def factor(self, x: Array) -> Array:
-    """A factor as it is multiplied."""
-    return x.astype(jnp.bfloat16) if self.rounded else x
 
   def apply(self, like: core.Jaxpr, value: Array, weight: Array) -> Array:
     in_order = (value, weight)
@@ -328,7 +312,7 @@ class _Product(NamedTuple):
   def pull(self, like: core.Jaxpr, value, weight, gradient) -> Array:
     """The gradient of the value; `weight` is a factor if the product turns."""
     if self.turns:
-      return _turn(_rows_times(weight, self.factor(gradient)))
+      return _turn(_rows_times(weight, gradient.astype(jnp.bfloat16)))
     _, pull = jax.vjp(lambda x: self.apply(like, x, weight), value)
     return pull(gradient)[0]
 
@@ -350,7 +334,7 @@ class _Sum(NamedTuple):
       value, weight = env[product.value], env[product.weight]
       if product.output in turned:
         columns.append(
-          _rows_times(turned[product.output], product.factor(value))
+          _rows_times(turned[product.output], value.astype(jnp.bfloat16))
         )
       else:
         parts.append(product.apply(like, value, weight))
@@ -436,7 +420,7 @@ class _Steps:
     """Weights for `run`, by the variable that their product defines."""
     of = dict(zip(self.consts, consts))
     return {
-      product.output: product.factor(of[product.weight]).T
+      product.output: of[product.weight].astype(jnp.bfloat16).T
       for total in self.turned.values()
       for product in total.products
       if product.turns_forward
@@ -447,7 +431,7 @@ class _Steps:
     of = dict(zip(self.consts, consts))
     return {
       product.output: (
-        product.factor(of[product.weight])
+        of[product.weight].astype(jnp.bfloat16)
         if product.turns
         else of[product.weight]
       )
@@ -1086,7 +1070,7 @@ def _reverse(
     product
     for total in steps.sums.values()
     for product in total.products
-    if product.turns and product.rounded and _stays_loop(order)
+    if product.turns and _stays_loop(order)
   ]
   turned_values = list(dict.fromkeys(product.value for product in turned))
   stacked = list(dict.fromkeys(
