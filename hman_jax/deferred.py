@@ -47,7 +47,7 @@ _NOTHING, _CONSTANTS, _LOOP = range(3)
 _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 
 # Rows from which on a product is turned, and up to which also forward.
-_TURNED_FROM, _TURNED_TO = 8, 128
+_TURNED_FROM, _TURNED_TO = 16, 128
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')

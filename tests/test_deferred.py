@@ -222,7 +222,7 @@ def test_turned_products_of_rounded_factors(turned, steps, remat):
 
 @pytest.mark.parametrize('steps', [4])
 def test_products_turn_with_the_rows(steps):
-  """A weight is transposed once, before the loop, with 8 to 127 rows."""
+  """A weight is transposed once, before the loop, with 16 to 127 rows."""
   w = jnp.ones((6, 6))
 
   def loops(rows, dtype='bfloat16'):
@@ -237,10 +237,10 @@ def test_products_turn_with_the_rows(steps):
       for scan in _scans(jaxpr)
     ]
 
-  assert loops(7) == [False, False]
-  assert loops(8) == loops(127) == [True, True]
+  assert loops(15) == [False, False]
+  assert loops(16) == loops(127) == [True, True]
   assert loops(128) == [False, True]
-  assert loops(8, 'float32') == [False, False]
+  assert loops(16, 'float32') == [False, False]
 
 
 # Steps with something odd about them: each is (step, weights).
