@@ -49,6 +49,9 @@ _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 # Rows from which on a product is turned, and up to which also forward.
 _TURNED_FROM, _TURNED_TO = 16, 128
 
+# Numbers of a weight from which on its products turn; small ones lose by it.
+_TURNED_SIZE = 512 * 2048
+
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
 
@@ -295,6 +298,7 @@ class _Product(NamedTuple):
       and len(shape) == 2
       and isinstance(shape[0], int)
       and shape[0] >= _TURNED_FROM
+      and self.weight.aval.size >= _TURNED_SIZE
       and self.weight.aval.shape[1] > 1
     )
 

@@ -163,6 +163,7 @@ def test_remat_equals_autodiff(seed):
 def turned(monkeypatch):
   """Products turn as with many rows."""
   monkeypatch.setattr(deferred, '_TURNED_FROM', 1)
+  monkeypatch.setattr(deferred, '_TURNED_SIZE', 1)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_turned_products_of_rounded_factors(turned, steps, remat):
 
 
 @pytest.mark.parametrize('steps', [4])
-def test_products_turn_with_the_rows(steps):
+def test_products_turn_with_the_rows(steps, monkeypatch):
   """A weight is transposed once, before the loop, with 16 to 127 rows."""
   w = jnp.ones((6, 6))
 
@@ -237,6 +238,8 @@ def test_products_turn_with_the_rows(steps):
       for scan in _scans(jaxpr)
     ]
 
+  assert loops(16) == [False, False]  # a small weight
+  monkeypatch.setattr(deferred, '_TURNED_SIZE', 36)
   assert loops(15) == [False, False]
   assert loops(16) == loops(127) == [True, True]
   assert loops(128) == [False, True]
