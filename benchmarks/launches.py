@@ -70,13 +70,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def gpu() -> Any:
-  """The first GPU, or a description of one to compile for."""
+  """The first GPU, or a description of one to compile for.
+
+  Raises:
+    SystemExit: if JAX has no CUDA compiler.
+  """
   found = [d for d in jax.devices() if d.platform == 'gpu']
   if found:
     return found[0]
-  return topologies.get_topology_desc(
-    platform='cuda', topology='1x1x1', target_config=_H100
-  ).devices[0]
+  try:
+    described = topologies.get_topology_desc(
+      platform='cuda', topology='1x1x1', target_config=_H100
+    )
+  except (NotImplementedError, RuntimeError) as e:
+    raise SystemExit(
+      f'error: JAX cannot compile for CUDA here ({e}). Expected a GPU, or '
+      "JAX's CUDA plugin with its libraries: pip install 'jax[cuda12]'."
+    ) from e
+  return described.devices[0]
 
 
 def count(program: str) -> list[int]:

@@ -326,22 +326,25 @@ def _last_words(text: str) -> str:
 
 def _wait(process: subprocess.Popen) -> int:
   """The exit code; a stop of this program is handed on, and waited for."""
+  told = []
 
   def hand_on(number, frame):
     del frame
-    process.send_signal(number)
-    process.wait()
-    sys.exit(128 + number)
+    told.append(number)
+    process.send_signal(number)  # no wait: `process.wait` has its lock
 
   before = {
     number: signal.signal(number, hand_on)
     for number in (signal.SIGINT, signal.SIGTERM)
   }
   try:
-    return process.wait()
+    code = process.wait()
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+  if told:
+    sys.exit(128 + told[-1])
+  return code
 
 
 def final_scores(cell: Cell) -> dict[str, float]:

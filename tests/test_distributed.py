@@ -20,6 +20,7 @@ from data.composite_actions import CompositeActions
 from data.errors import DataError
 from experiments import distributed, evaluation, sharding, train, watchdog
 from experiments.errors import ConfigError
+from experiments.step_watch import StepWatch
 from experiments.stopping import SIGNALS, Stop
 from experiments.watchdog import Peer
 
@@ -269,7 +270,7 @@ def test_a_signal_from_before_ends_it_once_all_is_saved():
 
 def test_a_signal_is_no_metric_of_a_step():
   stop = Stop()
-  watch = train._Watch(tiny_config().train, None, stop, lambda: 5)
+  watch = StepWatch(tiny_config().train, None, stop, lambda: 5)
   steps = [{'nonfinite': 0.0, 'signal': n} for n in (15, 0)]
   for step, metrics in enumerate(steps, start=1):
     watch.add(step, metrics, {'clip': np.zeros(1, np.int32)})

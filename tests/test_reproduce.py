@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import pathlib
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -501,3 +505,28 @@ def test_sampled_evaluation_of_a_finished_run(
 def test_mistakes_end_in_one_message(monkeypatch, capsys, arguments, message):
   code, _, error = _call(monkeypatch, capsys, *arguments)
   assert code == 2 and message in error
+
+
+def test_a_stop_is_handed_on_and_waited_for():
+  code = """
+import subprocess
+from experiments import reproduce_cells
+child = subprocess.Popen(['sleep', '60'])
+print('waiting', flush=True)
+reproduce_cells._wait(child)
+"""
+  command = [sys.executable, '-c', code]
+  with subprocess.Popen(
+    command,
+    cwd=pathlib.Path(__file__).parents[1],
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as program:
+    assert program.stdout is not None
+    program.stdout.readline()
+    time.sleep(0.5)
+    program.terminate()
+    try:
+      assert program.wait(30) == 128 + signal.SIGTERM
+    finally:
+      program.kill()

@@ -27,6 +27,7 @@ from experiments import datasets, evaluation, sharding, train
 from experiments.checkpoint import Checkpoints
 from experiments.errors import NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
+from experiments.step_watch import StepWatch
 from experiments.stopping import Stop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -285,7 +286,7 @@ def test_an_update_that_overflows_changes_nothing():
 
 def _watch(config, workdir):
   checkpoints = types.SimpleNamespace(latest_step=lambda: 5, workdir=workdir)
-  return train._Watch(
+  return StepWatch(
     config.train, _source(), Stop(), typing.cast(typing.Any, checkpoints)
   )
 
