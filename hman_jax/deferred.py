@@ -1185,12 +1185,14 @@ def _weight_gradient(like, product, weight, values, d_sums) -> Array:
 
 def _turned_weight_gradient(columns: Array, d_sums: Array) -> Array:
   """Of bfloat16 values `[K, T, B]` and gradients `[T, B, N]`: `[K, N]`."""
-  return jax.lax.dot_general(
+  gradient = jax.lax.dot_general(
     columns.reshape(columns.shape[0], -1),
     d_sums.astype(jnp.bfloat16).reshape(-1, d_sums.shape[-1]),
     (((1,), (0,)), ((), ())),
     preferred_element_type=jnp.float32,
   )
+  # XLA must not turn the product if the gradient is transposed.
+  return jax.lax.optimization_barrier(gradient)
 
 
 def _bias_gradient(bias, d_sums) -> Array:
