@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.schedule = 'cosine'
   config.train.warmup_steps = 50
   config.train.eval_every = 250
+  config.train.quick_compile = True
 
   config.eval.batch_size = 128
   config.checkpoint.every = 250

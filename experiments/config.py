@@ -236,6 +236,7 @@ FIELDS: dict[str, Field] = {
   'train.max_skipped': _count(0),
   'train.accumulate_steps': _count(high=_BATCH),
   'train.model_devices': _count(),
+  'train.quick_compile': Field(bool),
   'train.ema_decay': _RATE,
   'train.eval_every': _count(),
   'train.log_every': _count(),
@@ -254,6 +255,7 @@ ADDED = {
   'data.store_dtype': 'float16',
   'data.on_bad_video': 'error',
   'train.model_devices': 1,
+  'train.quick_compile': False,
   'model.dtype': 'float32',
   'model.backward': 'deferred',
   'model.remat': False,
@@ -271,10 +273,15 @@ RESUMABLE = (
   'train.log_every',
   'train.log_seconds',
   'train.model_devices',
+  'train.quick_compile',
 )
 
 
-_LAST_BITS = ('eval.batch_size', 'train.model_devices')
+_LAST_BITS = (
+  'eval.batch_size',
+  'train.model_devices',
+  'train.quick_compile',
+)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -5,6 +5,12 @@ import pathlib
 
 import jax
 
+# XLA's older code generator for CPUs, and LLVM's -O1.
+_QUICK = {
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_backend_optimization_level': 1,
+}
+
 
 def cache_home() -> pathlib.Path:
   """Where programs keep what they can make again."""
@@ -16,3 +22,29 @@ def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk: a second start compiles nothing."""
   jax.config.update('jax_compilation_cache_dir', str(cache_home() / 'xla'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def quick_compilation(wanted: bool) -> dict[str, bool | int]:
+  """`compiler_options` of `jax.jit` for a program that runs for minutes.
+
+  On a CPU it compiles in about half of the time, and steps of large models take
+  some 3 to 10 % longer (benchmarks/README.md, "Compile time").
+
+  Args:
+    wanted: otherwise XLA's own options.
+
+  Returns:
+    Options; none on other devices, and, with a warning, none if this jaxlib
+    does not know them.
+  """
+  if not wanted or jax.default_backend() != 'cpu':
+    return {}
+  try:
+    jax.jit(lambda: 0, compiler_options=_QUICK)()
+  except jax.errors.JaxRuntimeError as error:
+    print(
+      f'WARNING: config.train.quick_compile is without effect: {error}',
+      flush=True,
+    )
+    return {}
+  return dict(_QUICK)

@@ -16,12 +16,14 @@ from experiments import (
   evaluation,
   integrity,
   reporting,
+  runtime,
   sharding,
 )
 from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
 from experiments.errors import ConfigError, StoppedRun
 from experiments.reporting import RunLog
+from experiments.stacking import Stacking
 from experiments.step_watch import StepWatch
 from experiments.stopping import Stop
 from hman_jax import losses, models, stochastic
@@ -270,6 +272,8 @@ def make_train_step(
     gradient, loss, metrics, reward = mean_over_devices(
       _mean_over_parts(part, batch, row_keys, train.accumulate_steps), axis_name
     )
+    stacking = Stacking(state.params)
+    gradient, state = stacking.pack((gradient, state))
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
     finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
@@ -295,7 +299,9 @@ def make_train_step(
     old = state._replace(step=state.step + 1, skipped=state.skipped + 1)
     wrong = jnp.where(finite, jnp.where(_is_finite(new), 0.0, 2.0), 1.0)
     metrics['nonfinite'] = wrong
-    state = jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
+    state = stacking.unpack(
+      jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
+    )
     metrics['skipped'] = state.skipped.astype(jnp.float32)
     if 'signal' in batch:  # of any of several processes
       metrics['signal'] = jnp.max(batch['signal'])
@@ -398,6 +404,7 @@ def run(
     make_train_step(config, model, optimizer, steps_per_epoch),
     donate_argnums=0,
     out_shardings=(places, sharding.everywhere(mesh)),
+    compiler_options=runtime.quick_compilation(train.quick_compile),
   )
   evaluator = evaluation.Evaluator(config, model, mesh)
   key = sharding.put_key(jax.random.key(config.seed), mesh)
