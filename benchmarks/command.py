@@ -89,14 +89,15 @@ def heading(what: str, setting: Mapping[str, Any]) -> str:
     'batch': 'B', 'steps': 'T', 'locations': 'N', 'size': 'D', 'hidden': 'H',
     'layers': 'L',
   }  # fmt: skip
-  sizes = ' '.join(
+  sizes = [
     f'{letter}={setting[name]}'
     for name, letter in letters.items()
     if name in setting
-  )
+  ]
   return (
-    f'{what}: {sizes}; {setting["device"]}, {setting["cores"]} cores; '
-    f'median of {setting["repeats"]}, {setting["clock"]} clock'
+    f'{what}{": " if sizes else ""}{" ".join(sizes)}; {setting["device"]}, '
+    f'{setting["cores"]} cores; median of {setting["repeats"]}, '
+    f'{setting["clock"]} clock'
   )
 
 

@@ -50,9 +50,7 @@ class _Naive:
 def parse(argv: list[str] | None) -> argparse.Namespace:
   """Reads the flags."""
   no_sizes = dict.fromkeys(command.SIZES, 0)
-  return command.parse(
-    command.parser('compilation', __doc__, **no_sizes), argv
-  )
+  return command.parse(command.parser('compilation', __doc__, **no_sizes), argv)
 
 
 def _arguments(config: ml_collections.ConfigDict, state: Any) -> tuple:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import (
   command,
+  compilation,
   forward,
   launches,
   pipeline,
@@ -35,6 +36,20 @@ def test_forward(tmp_path, capsys):
   assert result['ratios']['hard'] == seconds['hard'] / seconds['soft']
   assert set(seconds) == {'hard', 'as_soft', 'reinforce', 'soft'}
   assert 'B=2 T=3 N=4 D=5 H=3 L=2' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compilation(tmp_path, capsys):
+  path = tmp_path / 'result.json'
+  compilation.main(['--repeats=1', '--clock=cpu', f'--json={path}'])
+  result = json.loads(path.read_text())
+  seconds = result['seconds']
+  names = ['ours', 'own_options', 'naive_step', 'naive_flax']
+  assert list(seconds) == names and min(seconds.values()) > 0
+  assert result['ratios']['naive_flax'] == (
+    seconds['ours'] / seconds['naive_flax']
+  )
+  assert "the quickstart's step; cpu" in capsys.readouterr().out
 
 
 @pytest.mark.slow

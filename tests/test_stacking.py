@@ -1,0 +1,102 @@
+"""Small arrays stacked for the optimiser, and given back."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import runtime, stacking
+from experiments.stacking import Stacking
+
+_SHAPES = {
+  'bias': (4,), 'gates': (3, 4), 'more': (5, 4), 'column': (7,), 'number': (),
+  'table': (2, 2), 'deep': (2, 3, 4), 'deeper': (1, 3, 4), 'one': (1, 4),
+}  # fmt: skip
+
+
+def _tree(seed, shapes=None):
+  rng = np.random.default_rng(seed)
+  shapes = shapes or _SHAPES
+  make = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {'a': {k: make(s) for k, s in shapes.items()}, 'b': [make((6, 4))]}
+
+
+def test_what_is_stacked_and_that_it_comes_back():
+  tree = _tree(0)
+  packed = Stacking(tree).pack(tree)
+  # Vectors; matrices of 4 columns, of 2; arrays of (3, 4); and the number.
+  shapes = sorted(x.shape for x in packed.values())
+  assert shapes == [(), (2, 2), (3, 3, 4), (11,), (15, 4)]
+  rows = np.concatenate(
+    [tree['a'][k] for k in ('gates', 'more', 'one')] + tree['b']
+  )
+  found = next(x for x in packed.values() if x.shape == (15, 4))
+  assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, rows.tolist()))
+  chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
+
+
+def test_large_arrays_and_other_types_stay_by_themselves(monkeypatch):
+  monkeypatch.setattr(stacking, 'LARGEST', 12)
+  tree = {
+    'small': jnp.zeros((3, 4)), 'tiny': jnp.ones((1, 4)),
+    'large': jnp.zeros((4, 4)), 'int': jnp.zeros((3, 4), jnp.int32),
+  }  # fmt: skip
+  packed = Stacking(tree).pack(tree)
+  kinds = sorted((x.shape, str(x.dtype)) for x in packed.values())
+  assert kinds == [
+    ((3, 4), 'int32'), ((4, 4), 'float32'), ((4, 4), 'float32'),
+  ]  # fmt: skip
+  chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
+
+
+def test_parts_of_a_state_with_other_structures_are_left_alone():
+  tree = _tree(1)
+  state = optax.adam(1e-2).init(tree), {'step': jnp.zeros(()), 'none': None}
+  stacks = Stacking(tree)
+  packed = stacks.pack(state)
+  assert len(jax.tree.leaves(packed)) < len(jax.tree.leaves(state))
+  assert packed[1] == state[1]
+  chex.assert_trees_all_equal(stacks.unpack(packed), state)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_an_optimizer_makes_the_same_of_stacks(seed):
+  decayed = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(1e-2, weight_decay=0.1, mask=decayed),
+  )
+  plain = stacked = _tree(seed)
+  of_plain = of_stacked = optimizer.init(plain)
+  for step in range(4):
+    gradient = _tree(100 * seed + step)
+    updates, of_plain = optimizer.update(gradient, of_plain, plain)
+    plain = optax.apply_updates(plain, updates)
+    stacks = Stacking(stacked)
+    g, s, p = stacks.pack((gradient, of_stacked, stacked))
+    updates, s = optimizer.update(g, s, p)
+    of_stacked, stacked = stacks.unpack((s, optax.apply_updates(p, updates)))
+  chex.assert_trees_all_close(stacked, plain, rtol=1e-6, atol=1e-7)
+  chex.assert_trees_all_close(of_stacked, of_plain, rtol=1e-6, atol=1e-7)
+
+
+def test_quick_compilation_is_for_cpus_and_computes_the_same(monkeypatch):
+  assert not runtime.quick_compilation(False)
+  options = runtime.quick_compilation(True)
+  assert options
+  x = jnp.linspace(-3.0, 3.0, 1000).reshape(10, 100)
+  f = lambda x: jnp.sum(jax.nn.softmax(jnp.tanh(x) @ x.T), axis=0)
+  quick = jax.jit(f, compiler_options=options)(x)
+  chex.assert_trees_all_close(quick, jax.jit(f)(x), rtol=1e-5)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert not runtime.quick_compilation(True)
+
+
+def test_options_that_xla_no_longer_knows_are_named(monkeypatch, capsys):
+  monkeypatch.setattr(runtime, '_QUICK', {'xla_cpu_of_old': True})
+  assert runtime.quick_compilation(True) == {}
+  printed = capsys.readouterr().out
+  assert 'WARNING: config.train.quick_compile' in printed
+  assert 'xla_cpu_of_old' in printed
