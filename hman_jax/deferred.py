@@ -288,6 +288,18 @@ class _Product(NamedTuple):
     return self.equation.outvars[0]
 
   @property
+  def is_plain(self) -> bool:
+    """Whether it is rows times a matrix, of one type and unrounded."""
+    types: list[Any] = [v.aval for v in self.equation.invars]
+    return (
+      self.equation.primitive is primitives.dot_general_p
+      and self.equation.invars[0] is self.value
+      and all(a.ndim == 2 for a in types)
+      and all(a.dtype == self.output.aval.dtype for a in types)
+      and self.equation.params['dimension_numbers'] == (((1,), (0,)), ((), ()))
+    )
+
+  @property
   def turns(self) -> bool:
     """Whether it turns in the backward pass."""
     shape = self.value.aval.shape
@@ -1178,6 +1190,8 @@ def _reverse(
 
 def _weight_gradient(like, product, weight, values, d_sums) -> Array:
   """One product over all steps and rows."""
+  if product.is_plain:  # as JAX forms it, XLA makes it slower: a transposed one
+    return jnp.einsum('tbk,tbn->kn', values, d_sums)
   over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
   _, pull = jax.vjp(lambda w: over_steps(w)(values), weight)
   return pull(d_sums)[0]
