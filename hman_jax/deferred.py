@@ -49,8 +49,10 @@ _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 # Rows from which on a product is turned, and up to which also forward.
 _TURNED_FROM, _TURNED_TO = 16, 128
 
-# Numbers of a weight from which on its products turn; small ones lose by it.
-_TURNED_SIZE = 512 * 2048
+# Numbers of a weight from which on its products turn; small ones lose by it. And
+# of its rows, from which on they do so forward too, where a gate has to be turned
+# back.
+_TURNED_SIZE, _TURNED_ROWS = 512 * 2048, 1280
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
@@ -316,8 +318,9 @@ class _Product(NamedTuple):
 
   @property
   def turns_forward(self) -> bool:
-    """Whether it turns in the forward pass too: with few rows."""
-    return self.turns and self.value.aval.shape[0] < _TURNED_TO
+    """Whether it turns in the forward pass too: few rows, of many numbers."""
+    num_rows, size = self.value.aval.shape
+    return self.turns and num_rows < _TURNED_TO and size >= _TURNED_ROWS
 
   def apply(self, like: core.Jaxpr, value: Array, weight: Array) -> Array:
     in_order = (value, weight)

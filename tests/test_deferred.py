@@ -164,6 +164,7 @@ def turned(monkeypatch):
   """Products turn as with many rows."""
   monkeypatch.setattr(deferred, '_TURNED_FROM', 1)
   monkeypatch.setattr(deferred, '_TURNED_SIZE', 1)
+  monkeypatch.setattr(deferred, '_TURNED_ROWS', 1)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_turned_products_of_rounded_factors(turned, steps, remat):
 
 @pytest.mark.parametrize('steps', [4])
 def test_products_turn_with_the_rows(steps, monkeypatch):
-  """A weight is transposed once, before the loop, with 16 to 127 rows."""
+  """With 16 to 127 rows; forward too if they are long."""
   w = jnp.ones((6, 6))
 
   def loops(rows, dtype='bfloat16'):
@@ -241,6 +242,8 @@ def test_products_turn_with_the_rows(steps, monkeypatch):
   assert loops(16) == [False, False]  # a small weight
   monkeypatch.setattr(deferred, '_TURNED_SIZE', 36)
   assert loops(15) == [False, False]
+  assert loops(16) == loops(127) == loops(128) == [False, True]
+  monkeypatch.setattr(deferred, '_TURNED_ROWS', 6)
   assert loops(16) == loops(127) == [True, True]
   assert loops(128) == [False, True]
   assert loops(16, 'float32') == [False, False]
