@@ -50,8 +50,7 @@ _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 _TURNED_FROM, _TURNED_TO = 16, 128
 
 # Numbers of a weight from which on its products turn; small ones lose by it. And
-# of its rows, from which on they do so forward too, where a gate has to be turned
-# back.
+# its rows, from which on they do so forward too: a gate is then turned back.
 _TURNED_SIZE, _TURNED_ROWS = 512 * 2048, 1280
 
 # Piecewise constant, of floating type: see `_is_decision`.

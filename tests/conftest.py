@@ -1,11 +1,20 @@
-"""Strict test settings: 4 CPU devices, no silent rank promotion."""
+"""Strict test settings: 4 CPU devices, no silent rank promotion.
+
+What is compiled here runs for milliseconds, so that LLVM's optimisations would
+be half of the suite's time: they are off, unless XLA_FLAGS says otherwise, as
+.ci/run does for the slow tests.
+"""
 
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+os.environ['XLA_FLAGS'] = ' '.join(  # the last of a kind counts
+  [
+    '--xla_backend_optimization_level=0',
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=4',
+  ]
 )
 
 import jax
