@@ -49,8 +49,8 @@ _PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 # Rows from which on a product is turned, and up to which also forward.
 _TURNED_FROM, _TURNED_TO = 16, 128
 
-# Numbers of a weight from which on its products turn; small ones lose by it. And
-# its rows, from which on they do so forward too: a gate is then turned back.
+# Numbers of a weight from which on its products turn; small ones lose by it.
+# And its rows, from which on they do so forward too, where gates turn back.
 _TURNED_SIZE, _TURNED_ROWS = 512 * 2048, 1280
 
 # Piecewise constant, of floating type: see `_is_decision`.
