@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hman_jax import deferred, models, precision
+from hman_jax.deferred import products
 from hman_jax.unroll import unroll
 
 # Tiny programs are compiled by the dozen here, and run once.
@@ -162,9 +163,9 @@ def test_remat_equals_autodiff(seed):
 @pytest.fixture
 def turned(monkeypatch):
   """Products turn as with many rows."""
-  monkeypatch.setattr(deferred, '_TURNED_FROM', 1)
-  monkeypatch.setattr(deferred, '_TURNED_SIZE', 1)
-  monkeypatch.setattr(deferred, '_TURNED_ROWS', 1)
+  monkeypatch.setattr(products, '_TURNED_FROM', 1)
+  monkeypatch.setattr(products, '_TURNED_SIZE', 1)
+  monkeypatch.setattr(products, '_TURNED_ROWS', 1)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +241,10 @@ def test_products_turn_with_the_rows(steps, monkeypatch):
     ]
 
   assert loops(16) == [False, False]  # a small weight
-  monkeypatch.setattr(deferred, '_TURNED_SIZE', 36)
+  monkeypatch.setattr(products, '_TURNED_SIZE', 36)
   assert loops(15) == [False, False]
   assert loops(16) == loops(127) == loops(128) == [False, True]
-  monkeypatch.setattr(deferred, '_TURNED_ROWS', 6)
+  monkeypatch.setattr(products, '_TURNED_ROWS', 6)
   assert loops(16) == loops(127) == [True, True]
   assert loops(128) == [False, True]
   assert loops(16, 'float32') == [False, False]
@@ -281,6 +282,17 @@ def _rounded(w, c, x, key):
   return c, s
 
 
+def _three_axes(w, c, x, key):
+  pairs = c.reshape(2, 2, 2) @ w[:2, :2]
+  c = jnp.tanh(pairs.reshape(2, 4) + x @ w)
+  return c, precision.dot(c.reshape(2, 2, 2), w[:2, :2], 'bfloat16')
+
+
+def _precise(w, c, x, key):
+  c = jnp.tanh(jnp.matmul(c, w, precision='highest') + x)
+  return c, c
+
+
 def _without_products(w, c, x, key):
   c = jnp.tanh(c * w[:1] + x)
   return c, c
@@ -316,8 +328,8 @@ def _nested(w, c, x, key):
 
 _STEPS = (
   _shared, _also_elsewhere, _on_the_left, _cast_and_reshaped, _rounded,
-  _without_products, _sum_used_twice, _sum_given_out, _weight_given_out,
-  _noisy, _nested,
+  _three_axes, _precise, _without_products, _sum_used_twice, _sum_given_out,
+  _weight_given_out, _noisy, _nested,
 )  # fmt: skip
 
 
@@ -347,7 +359,7 @@ def test_any_step(turned, step):
   plain = _compiled(both, *args)
   for fast, slow in zip(plain[::2], plain[1::2]):
     # Autodiff rounds other sums to bfloat16, or at every step, deferred once.
-    rounded = step in (_cast_and_reshaped, _rounded)
+    rounded = step in (_cast_and_reshaped, _rounded, _three_axes)
     _assert_close(fast, slow, 1e-2 if rounded else 1e-6)
 
 
