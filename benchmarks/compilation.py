@@ -114,6 +114,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     'naive_flax': (*_plain_step(config, naive), {}),
   }
 
+  cached = jax.config.jax_enable_compilation_cache
+  # Programs on disk would be read, not compiled.
+  jax.config.update('jax_enable_compilation_cache', False)
+
   def compile_anew(function, arguments, options):
     jax.clear_caches()
     step = jax.jit(function, donate_argnums=0, compiler_options=options)
@@ -123,7 +127,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     name: functools.partial(compile_anew, *subject)
     for name, subject in subjects.items()
   }
-  seconds = measure.interleaved(runs, args.repeats, args.clock)
+  try:
+    seconds = measure.interleaved(runs, args.repeats, args.clock)
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cached)
   return {
     'ratios': {name: seconds['ours'] / seconds[name] for name in _SUBJECTS},
     'seconds': seconds,

@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
   train.accumulate_steps = 1
   # Devices that share one copy of the large matrices (experiments/sharding.py)
   train.model_devices = 1
-  # On a CPU: half of the compilation, for steps that are some 3 to 10 % slower
+  # On a CPU: two thirds of the compilation, for steps that are 2 to 10 % slower
   # if the model is large. For runs of minutes.
   train.quick_compile = False
   train.ema_decay = 0.0  # of the parameters that are evaluated; 0: none

@@ -25,49 +25,58 @@ class Stacking:
 
   def __init__(self, tree: Any):
     leaves, self._tree = jax.tree.flatten(tree)
-    self._rows = [x.shape[0] if x.ndim else 0 for x in leaves]
+    self._shapes = [x.shape for x in leaves]
     groups: dict[Any, list[int]] = {}
     for index, x in enumerate(leaves):
       stacks = x.ndim and x.size <= LARGEST
       key = (x.shape[1:], x.dtype) if stacks else index
       groups.setdefault(key, []).append(index)
-    self._groups = list(groups.values())
-    self._stacks = jax.tree.structure(dict.fromkeys(self._names(), 0))
-
-  def _names(self) -> list[str]:
-    return [f'stack_{k}' for k in range(len(self._groups))]
+    self._groups = {f'stack_{k}': g for k, g in enumerate(groups.values())}
+    self._stacks = jax.tree.structure(dict.fromkeys(self._groups, 0))
 
   def pack(self, trees: Any) -> Any:
-    """Stacks each part of `trees` that has the structure of the tree."""
+    """Stacks each part of `trees` that has the tree's structure and shapes."""
+
+    def is_tree(part):
+      return (
+        jax.tree.structure(part) == self._tree
+        and [x.shape for x in jax.tree.leaves(part)] == self._shapes
+      )
 
     def stack(part):
-      if jax.tree.structure(part) != self._tree:
-        return part
       leaves = jax.tree.leaves(part)
-      stacks = (
-        jnp.concatenate([leaves[k] for k in group]) if group[1:]
-        else leaves[group[0]]
-        for group in self._groups
-      )  # fmt: skip
-      return dict(zip(self._names(), stacks))
+      return {
+        name: jnp.concatenate([leaves[k] for k in group])
+        if len(group) > 1 else leaves[group[0]]
+        for name, group in self._groups.items()
+      }  # fmt: skip
 
-    is_part = lambda part: jax.tree.structure(part) == self._tree
-    return jax.tree.map(stack, trees, is_leaf=is_part)
+    return _map_parts(stack, is_tree, trees)
 
   def unpack(self, trees: Any) -> Any:
     """What `pack` was given."""
 
+    def is_stacks(part):
+      return jax.tree.structure(part) == self._stacks
+
     def split(part):
-      if jax.tree.structure(part) != self._stacks:
-        return part
-      leaves: list[Any] = [None] * len(self._rows)
-      for name, group in zip(self._names(), self._groups):
+      leaves: list[Any] = [None] * len(self._shapes)
+      for name, group in self._groups.items():
         start = 0
         for k in group:
-          end = start + self._rows[k]
-          leaves[k] = part[name][start:end] if group[1:] else part[name]
-          start = end
+          leaves[k] = part[name]
+          if len(group) > 1:
+            end = start + self._shapes[k][0]
+            leaves[k], start = part[name][start:end], end
       return jax.tree.unflatten(self._tree, leaves)
 
-    is_part = lambda part: jax.tree.structure(part) == self._stacks
-    return jax.tree.map(split, trees, is_leaf=is_part)
+    return _map_parts(split, is_stacks, trees)
+
+
+def _map_parts(function, is_part, trees: Any) -> Any:
+  """`function` of all parts of trees of a kind; the rest as it is."""
+  return jax.tree.map(
+    lambda part: function(part) if is_part(part) else part,
+    trees,
+    is_leaf=is_part,
+  )

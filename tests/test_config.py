@@ -186,7 +186,7 @@ def test_only_fields_may_be_allowed_to_change():
 
 def test_a_run_without_newer_fields_has_them_as_they_were():
   config = config_lib.resolve(quickstart.get_config())
-  config.train.quick_compile = False  # the recipe's own: it changes no number
+  config.train.quick_compile = False  # see the test below
   old = config_lib.flatten(config.to_dict())
   tree = config.to_dict()
   for name, value in config_lib.ADDED.items():
@@ -197,6 +197,15 @@ def test_a_run_without_newer_fields_has_them_as_they_were():
   migrated = config_lib.resolve(config_lib.migrated(tree))
   assert migrated.to_dict() == config.to_dict()
   assert config_lib.differences(tree, migrated.to_dict()) == ([], [])
+
+
+def test_a_run_of_the_quickstart_may_be_continued_with_quick_compilation():
+  new = config_lib.resolve(quickstart.get_config()).to_dict()
+  old = {**new, 'train': {**new['train']}}
+  del old['train']['quick_compile']
+  assert config_lib.differences(old, new) == (
+    [], ['train.quick_compile: was False, is True (last bits may differ)'],
+  )  # fmt: skip
 
 
 def test_differences_leave_out_what_does_not_matter():

@@ -13,12 +13,9 @@ from hman_jax import deferred, models, precision
 from hman_jax.deferred import products
 from hman_jax.unroll import unroll
 
-# Tiny programs are compiled by the dozen here, and run once.
-_QUICK = {'xla_backend_optimization_level': 0}
-
 
 def _compiled(function, *args):
-  return jax.jit(function).lower(*args).compile(_QUICK)(*args)
+  return jax.jit(function).lower(*args).compile()(*args)
 
 
 def _assert_close(actual, expected, tolerance=1e-6):
@@ -104,7 +101,7 @@ def _loss(model, variables, features, mask, call, rng):
   return total, out
 
 
-def _gradients(seed, remat=False, dtype=jnp.float32, products='float32'):
+def _gradients(seed, remat=False, dtype=jnp.float32, factors='float32'):
   """The same drawn case both ways: {backward: ((loss, outputs), gradients)}."""
   options, features, mask, call, with_features = _draw(seed)
   results = {}
@@ -114,7 +111,7 @@ def _gradients(seed, remat=False, dtype=jnp.float32, products='float32'):
       **options,
       backward=backward,
       remat=remat and backward == 'deferred',
-      dtype=products,
+      dtype=factors,
     )
     variables = _variables(model, features, seed)
     if dtype != jnp.float32:
@@ -163,9 +160,9 @@ def test_remat_equals_autodiff(seed):
 @pytest.fixture
 def turned(monkeypatch):
   """Products turn as with many rows."""
-  monkeypatch.setattr(products, '_TURNED_FROM', 1)
-  monkeypatch.setattr(products, '_TURNED_SIZE', 1)
-  monkeypatch.setattr(products, '_TURNED_ROWS', 1)
+  monkeypatch.setattr(products, '_LEAST_ROWS', 1)
+  monkeypatch.setattr(products, '_LEAST_SIZE', 1)
+  monkeypatch.setattr(products, '_LEAST_LENGTH_FORWARD', 1)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +170,7 @@ def turned(monkeypatch):
 )
 def test_turned_products_equal_autodiff(turned, seed):
   """Up to what rounding makes of sums in another order."""
-  results = _gradients(seed, remat=seed % 3 == 1, products='bfloat16')
+  results = _gradients(seed, remat=seed % 3 == 1, factors='bfloat16')
   _assert_close(results['deferred'], results['autodiff'], 1e-2)
 
 
@@ -223,8 +220,7 @@ def test_turned_products_of_rounded_factors(turned, steps, remat):
     np.testing.assert_allclose(found, right, atol=2e-2 * np.abs(right).max())
 
 
-@pytest.mark.parametrize('steps', [4])
-def test_products_turn_with_the_rows(steps, monkeypatch):
+def test_products_turn_with_the_rows(monkeypatch):
   """With 16 to 127 rows; forward too if they are long."""
   w = jnp.ones((6, 6))
 
@@ -232,7 +228,7 @@ def test_products_turn_with_the_rows(steps, monkeypatch):
     run = lambda w, c: unroll(
       lambda c, x, key: (precision.dot(c, w, dtype) + x, c),
       c,
-      jnp.ones((rows, steps, 6)),
+      jnp.ones((rows, 4, 6)),
     )[0].sum()
     jaxpr = jax.make_jaxpr(jax.grad(run))(w, jnp.ones((rows, 6))).jaxpr
     return [
@@ -241,10 +237,10 @@ def test_products_turn_with_the_rows(steps, monkeypatch):
     ]
 
   assert loops(16) == [False, False]  # a small weight
-  monkeypatch.setattr(products, '_TURNED_SIZE', 36)
+  monkeypatch.setattr(products, '_LEAST_SIZE', 36)
   assert loops(15) == [False, False]
   assert loops(16) == loops(127) == loops(128) == [False, True]
-  monkeypatch.setattr(products, '_TURNED_ROWS', 6)
+  monkeypatch.setattr(products, '_LEAST_LENGTH_FORWARD', 6)
   assert loops(16) == loops(127) == [True, True]
   assert loops(128) == [False, True]
   assert loops(16, 'float32') == [False, False]
@@ -518,7 +514,7 @@ def _memory(num_steps, **options):
     return jnp.sum(carry)
 
   args = w, jnp.ones((16, 16)), jnp.ones((16, num_steps, 1))
-  compiled = jax.jit(jax.grad(loss)).lower(*args).compile(_QUICK)
+  compiled = jax.jit(jax.grad(loss)).lower(*args).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -548,9 +544,40 @@ def test_rows_may_lie_on_several_devices():
 
   run = jax.jit(jax.value_and_grad(loss))
   args = variables, jax.device_put(x, rows), jax.device_put(keys, rows)
-  compiled = run.lower(*args).compile(_QUICK)
+  compiled = run.lower(*args).compile()
   _assert_close(compiled(*args), run(variables, x, keys))
   assert 'all-gather' not in compiled.as_text()
+
+
+def test_where_rows_lie_may_be_part_of_their_types():
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Explicit,))
+  place = lambda x, *axes: jax.device_put(
+    x, NamedSharding(mesh, PartitionSpec(*axes))
+  )
+
+  def loss(w, c, x):
+    step = lambda c, x, key: (jnp.tanh(c @ w + x), c)
+    return jnp.sum(unroll(step, c, x)[0])
+
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  w, c, x = draw(6, 6), draw(8, 6), draw(8, 5, 6)
+  run = jax.jit(jax.grad(loss))
+  spread = run(place(w), place(c, 'data'), place(x, 'data'))
+  _assert_close(spread, run(w, c, x))
+
+
+def test_sizes_of_weights_may_be_symbols():
+  def gradient(w, c, x):
+    step = lambda c, x, key: (precision.dot(c, w, 'bfloat16') + x, c)
+    return jax.grad(lambda w: jnp.sum(unroll(step, c, x)[0]))(w)
+
+  h = jax.export.symbolic_shape('h')[0]
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
+  shapes = shape(h, h), shape(16, h), shape(16, 3, h)
+  exported = jax.export.export(jax.jit(gradient))(*shapes)
+  args = jnp.ones((4, 4)) / 4, jnp.ones((16, 4)), jnp.ones((16, 3, 4))
+  _assert_close(exported.call(*args), gradient(*args), 1e-2)
 
 
 def test_effects_happen_once_a_step():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import runtime, stacking
 from experiments.stacking import Stacking
@@ -59,6 +60,26 @@ def test_parts_of_a_state_with_other_structures_are_left_alone():
   assert len(jax.tree.leaves(packed)) < len(jax.tree.leaves(state))
   assert packed[1] == state[1]
   chex.assert_trees_all_equal(stacks.unpack(packed), state)
+
+
+def test_a_part_of_other_shapes_is_left_alone():
+  tree = {'a': jnp.zeros((3, 4)), 'b': jnp.zeros((2, 4))}
+  other = {'a': jnp.ones((2, 4)), 'b': jnp.ones((3, 4))}
+  chex.assert_trees_all_equal(Stacking(tree).pack([other]), [other])
+
+
+def test_columns_that_are_spread_over_devices_stay_so():
+  mesh = jax.make_mesh((2, 2), ('data', 'model'))
+  columns = NamedSharding(mesh, PartitionSpec(None, 'model'))
+  tree = {
+    k: jax.device_put(jnp.ones((rows, 8)), columns)
+    for k, rows in (('bottom_up', 3), ('recurrent', 5))
+  }
+  stacks = Stacking(tree)
+  (stack,) = jax.jit(stacks.pack)(tree).values()
+  assert stack.sharding.is_equivalent_to(columns, 2)
+  back = jax.jit(lambda t: stacks.unpack(stacks.pack(t)))(tree)
+  assert all(x.sharding.is_equivalent_to(columns, 2) for x in back.values())
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -18,8 +18,12 @@ function, and spends less. It reads the step's equations (its jaxpr) once:
 - An input that is not differentiated gets no gradient, and inputs are read
   where they lie, one step's slice at a time.
 
+On a CPU a large product of bfloat16 factors has the weight as its left factor
+(`products.Product`).
+
 Whatever is not part of a sum is differentiated by JAX as it stands: the result
-is that of autodiff for any step, up to the order of summation.
+is that of autodiff for any step, up to the order of summation, and, of bfloat16
+products, up to rounding.
 """
 
 import functools
@@ -31,7 +35,7 @@ import jax.numpy as jnp
 
 from hman_jax.deferred.fusion import Fused, fused
 from hman_jax.deferred.loops import backward, forward, primal
-from hman_jax.deferred.segments import segments, split
+from hman_jax.deferred.splitting import segments, split
 from hman_jax.deferred.steps import read_step
 from hman_jax.types import Array, Key, PyTree
 
@@ -73,7 +77,6 @@ def scan(
 
   Example:
     >>> w = jnp.full((1, 1), 2.0)
-    >>> body = lambda c, at: (c + at[0] @ w, c)
     >>> x = jnp.arange(3.0).reshape(1, 3, 1)
     >>> total = lambda w: scan(
     ...   lambda c, at: (c + at[0] @ w, c), jnp.zeros((1, 1)), x, length=3

@@ -68,8 +68,6 @@ def fused(
 
 # A primitive, so that `scan` finds it among the step's equations.
 fused_p = core.Primitive('fused')
-
-
 fused_p.multiple_results = True
 
 
@@ -96,12 +94,6 @@ def _fused_batched(operands, axes, **params):
 
 
 fused_p.def_impl(_fused)
-
-
 fused_p.def_abstract_eval(_fused_abstract)
-
-
 mlir.register_lowering(fused_p, mlir.lower_fun(_fused, multiple_results=True))
-
-
 batching.primitive_batchers[fused_p] = _fused_batched

@@ -16,7 +16,7 @@ from hman_jax.deferred.products import (
   turned_weight_gradient,
   weight_gradient,
 )
-from hman_jax.deferred.segments import segments, split
+from hman_jax.deferred.splitting import segments, split
 from hman_jax.deferred.steps import Steps
 from hman_jax.types import Array
 
@@ -64,10 +64,11 @@ def _unpack(steps: Steps, packed: Any, variables: Sequence[Any]) -> list[Array]:
 
 
 def _stays_loop(order: Array) -> bool:
-  """Whether XLA keeps the loop over these steps.
+  """Whether XLA keeps the loop over these steps, as far as is known here.
 
-  Of a single step it folds transpositions into the products, which then fail at
-  run time if they are of bfloat16.
+  Of a single step it folds the transposition of a weight or of columns into
+  the product, which then fails at run time if it is of bfloat16 (jaxlib
+  0.10.2). The gradient of a value transposes neither of its factors.
   """
   return isinstance(order.shape[0], int) and order.shape[0] > 1
 
@@ -122,7 +123,7 @@ class _Perturbed:
 
 
 def forward(steps: Steps, remat, *args):
-  """The same, and what the backward pass needs."""
+  """The results of `primal`, and what `backward` needs."""
   consts, carry, inputs, keys, order = jax.tree.map(
     lambda x: x.value, args, is_leaf=_is_argument
   )

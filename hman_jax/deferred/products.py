@@ -14,12 +14,15 @@ from hman_jax.types import Array
 
 PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
 
-# Rows from which on a product is turned, and up to which also forward.
-_TURNED_FROM, _TURNED_TO = 16, 128
+# Rows of a value from which on its product turns, and to which also forward.
+_LEAST_ROWS, _MOST_ROWS_FORWARD = 16, 127
 
-# Numbers of a weight from which on its products turn; small ones lose by it.
-# And its rows, from which on they do so forward too, where gates turn back.
-_TURNED_SIZE, _TURNED_ROWS = 512 * 2048, 1280
+# Numbers of a weight from which on its products turn: small ones lose by it.
+_LEAST_SIZE = 512 * 2048
+
+# Rows of a weight from which on they turn forward: of fewer, turning the sum
+# back costs more than is gained.
+_LEAST_LENGTH_FORWARD = 1280
 
 
 class Product(NamedTuple):
@@ -29,11 +32,19 @@ class Product(NamedTuple):
   runs: at each step, a whole weight for a few rows. Here such a product of
   bfloat16 factors *turns*: s = (W^T x^T)^T, and dx = (W ds^T)^T, with the
   weight on the left. Float32 ones hardly gain.
+
+  Attributes:
+    equation: that defines it.
+    value, weight: its factors, the variables.
+    turns: whether it turns in the backward pass.
+    turns_forward: whether it turns in the forward pass too.
   """
 
   equation: core.JaxprEqn
   value: Any
   weight: Any
+  turns: bool = False
+  turns_forward: bool = False
 
   @property
   def output(self) -> Any:
@@ -52,27 +63,6 @@ class Product(NamedTuple):
       and self.equation.params['dimension_numbers'] == (((1,), (0,)), ((), ()))
     )
 
-  @property
-  def turns(self) -> bool:
-    """Whether it turns in the backward pass."""
-    shape = self.value.aval.shape
-    return (
-      jax.default_backend() == 'cpu'
-      and self.equation.primitive is rounded_dot_p
-      and self.equation.invars[0] is self.value
-      and len(shape) == 2
-      and isinstance(shape[0], int)
-      and shape[0] >= _TURNED_FROM
-      and self.weight.aval.size >= _TURNED_SIZE
-      and self.weight.aval.shape[1] > 1
-    )
-
-  @property
-  def turns_forward(self) -> bool:
-    """Whether it turns in the forward pass too: few rows, of many numbers."""
-    shape = self.value.aval.shape
-    return self.turns and shape[0] < _TURNED_TO and shape[1] >= _TURNED_ROWS
-
   def apply(self, like: core.Jaxpr, value: Array, weight: Array) -> Array:
     """The product of these, of jaxpr `like`."""
     in_order = (value, weight)
@@ -81,11 +71,32 @@ class Product(NamedTuple):
     return apply_equation(like, self.equation, in_order)
 
   def pull(self, like: core.Jaxpr, value, weight, gradient) -> Array:
-    """The gradient of the value; `weight` is a factor if the product turns."""
+    """The gradient of the value; the weight is of bfloat16 if it turns."""
     if self.turns:
       return _turn(_rows_times(weight, gradient.astype(jnp.bfloat16)))
     _, pull = jax.vjp(lambda x: self.apply(like, x, weight), value)
     return pull(gradient)[0]
+
+
+def product_of(equation: core.JaxprEqn, value: Any, weight: Any) -> Product:
+  """The product that an equation defines, turned where that is faster."""
+  shapes = value.aval.shape, weight.aval.shape
+  turns = (
+    jax.default_backend() == 'cpu'
+    and equation.primitive is rounded_dot_p
+    and equation.invars[0] is value
+    and len(shapes[0]) == 2
+    and all(isinstance(n, int) for shape in shapes for n in shape)
+    and shapes[0][0] >= _LEAST_ROWS
+    and shapes[1][1] > 1
+    and weight.aval.size >= _LEAST_SIZE
+  )
+  forward = (
+    turns
+    and shapes[0][0] <= _MOST_ROWS_FORWARD
+    and shapes[1][0] >= _LEAST_LENGTH_FORWARD
+  )
+  return Product(equation, value, weight, turns, forward)
 
 
 class Sum(NamedTuple):
@@ -137,12 +148,20 @@ def _turn(x: Array) -> Array:
 
 def weight_gradient(like, product, weight, values, d_sums) -> Array:
   """One product over all steps and rows."""
-  if product.is_plain:  # as JAX forms it, XLA makes it slower: a transposed one
+  # As JAX forms it, transposed, XLA makes it slower; but it knows where the
+  # result lies if the program says where everything does.
+  if product.is_plain and not _lies_explicitly(values):
     precision = product.equation.params['precision']
     return jnp.einsum('tbk,tbn->kn', values, d_sums, precision=precision)
   over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
   _, pull = jax.vjp(lambda w: over_steps(w)(values), weight)
   return pull(d_sums)[0]
+
+
+def _lies_explicitly(x: Array) -> bool:
+  """Whether an array's type says over which devices it is spread."""
+  mesh = jax.typeof(x).sharding.mesh
+  return not (mesh.empty or mesh.are_all_axes_auto)
 
 
 def turned_weight_gradient(columns: Array, d_sums: Array) -> Array:

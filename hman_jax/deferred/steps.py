@@ -20,12 +20,11 @@ from hman_jax.deferred.equations import (
   variables_of,
 )
 from hman_jax.deferred.fusion import fused_p, operands_of
-from hman_jax.deferred.products import PRODUCTS, Product, Sum
+from hman_jax.deferred.products import PRODUCTS, Product, Sum, product_of
 from hman_jax.types import Array
 
 # What a variable of the step depends on.
 _NOTHING, _CONSTANTS, _LOOP = range(3)
-
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
@@ -342,7 +341,7 @@ def _as_product(equation, consts) -> Product | None:
   value, weight = (right, left) if left in consts else (left, right)
   if isinstance(value, core.Literal) or not is_float(weight):
     return None
-  return Product(equation, value, weight)
+  return product_of(equation, value, weight)
 
 
 def _as_terms(equation, sums, consts, uses) -> Sum | None:
