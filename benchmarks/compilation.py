@@ -40,10 +40,9 @@ class _Naive:
     return self._module.init({'params': key, 'noise': key}, features)
 
   def apply(self, params, features, mask, *, key, **_):
-    del mask
-    noise = jax.random.split(key[0], 1)[0]  # keys of rows; it takes one
+    del mask  # `key` is one for each row; the naive one takes one
     features = jnp.asarray(features, jnp.float32)
-    logits = self._module.apply(params, features, rngs={'noise': noise})
+    logits = self._module.apply(params, features, rngs={'noise': key[0]})
     return types.SimpleNamespace(logits=logits, attention=None, cell=None)
 
 

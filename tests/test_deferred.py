@@ -15,7 +15,7 @@ from hman_jax.unroll import unroll
 
 
 def _compiled(function, *args):
-  return jax.jit(function).lower(*args).compile()(*args)
+  return jax.jit(function)(*args)
 
 
 def _assert_close(actual, expected, tolerance=1e-6):
