@@ -41,6 +41,9 @@ from hman_jax.types import Array, Key, PyTree
 
 __all__ = ['Body', 'Fused', 'fused', 'scan', 'segments', 'split']
 
+# Steps from which on to turn weights, once, is worth it.
+_LEAST_STEPS = 8
+
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
@@ -107,7 +110,9 @@ def scan(
     [_without(x, axis=1) for x in flat_inputs],
     [_without(k, axis=0) for k in flat_keys],
   )
-  steps, consts = read_step(closed, len(flat_carry), len(flat_inputs))
+  steps, consts, turned = read_step(
+    closed, len(flat_carry), len(flat_inputs), _may_turn(length, remat)
+  )
   order = jnp.arange(length)
   if reverse:
     order, flat_keys = order[::-1], [k[::-1] for k in flat_keys]
@@ -117,10 +122,30 @@ def scan(
     functools.partial(backward, steps, remat),
     symbolic_zeros=True,
   )
+  flat_carry = [
+    jnp.moveaxis(x, 0, -1) if t else x for x, t in zip(flat_carry, turned)
+  ]
   last, outputs = run(consts, flat_carry, flat_inputs, flat_keys, order)
+  last = [jnp.moveaxis(x, -1, 0) if t else x for x, t in zip(last, turned)]
+  outputs = [
+    jnp.moveaxis(y, -1, 1) if t else y
+    for y, t in zip(outputs, turned[len(last) :])
+  ]
   if reverse:
     outputs = [y[::-1] for y in outputs]
   return carry_tree.unflatten(last), out_trees[0].unflatten(outputs)
+
+
+def _may_turn(length: int, remat: bool) -> bool:
+  """Whether products may be turned: on a CPU, over some steps.
+
+  Of a loop of one step XLA folds the transposition of a weight into the
+  product, which then fails at run time if it is of bfloat16 (jaxlib 0.10.2).
+  """
+  if jax.default_backend() != 'cpu' or not isinstance(length, int):
+    return False
+  sizes = [size for _, _, size in segments(length)] if remat else [length]
+  return min(sizes) > 1 and length >= _LEAST_STEPS
 
 
 def _without(x: Array, axis: int) -> jax.ShapeDtypeStruct:

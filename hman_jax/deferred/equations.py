@@ -10,6 +10,9 @@ from jax.extend import core
 
 from hman_jax.types import Array
 
+# What a variable of a step depends on.
+NOTHING, CONSTANTS, LOOP = range(3)
+
 
 def variables_of(atoms: Sequence[Any]) -> list[Any]:
   """The variables among atoms, each once."""
@@ -38,6 +41,33 @@ def shape_of(v: Any) -> jax.ShapeDtypeStruct:
 def value_in(env: dict[Any, Any], atom: Any) -> Any:
   """The value of a variable or literal."""
   return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+
+def dependence(jaxpr: core.Jaxpr) -> dict[Any, int]:
+  """What each variable of a step depends on: NOTHING, CONSTANTS or LOOP.
+
+  A constant that is larger than what it is made of is made at each step.
+  """
+  depends: dict[Any, int] = {v: CONSTANTS for v in jaxpr.constvars}
+  depends.update({v: LOOP for v in jaxpr.invars})
+  for equation in jaxpr.eqns:
+    level = max((depends[v] for v in variables_of(equation.invars)), default=0)
+    if equation.effects or (level == CONSTANTS and grows(equation)):
+      level = LOOP
+    depends.update({v: level for v in equation.outvars})
+  return depends
+
+
+def grows(equation: core.JaxprEqn) -> bool:
+  """Whether the result is larger; a symbolic size (`jax.export`) is large."""
+  made: list[Any] = equation.outvars
+  read = variables_of(equation.invars)
+  if not all(isinstance(n, int) for v in made for n in v.aval.shape):
+    return True
+  size = lambda variables: sum(
+    v.aval.size * v.aval.dtype.itemsize for v in variables
+  )
+  return size(made) > size(read)
 
 
 def run_equations(like: core.Jaxpr, equations, env: dict[Any, Any]) -> None:

@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from hman_jax.deferred.equations import is_float, value_in
 from hman_jax.deferred.products import (
   bias_gradient,
+  turned_rows,
   turned_weight_gradient,
   weight_gradient,
 )
@@ -21,15 +22,12 @@ from hman_jax.deferred.steps import Steps
 from hman_jax.types import Array
 
 
-def _loop(steps: Steps, consts, turned, carry, inputs, keys, order, save: bool):
+def _loop(steps: Steps, consts, carry, inputs, keys, order, save: bool):
   """Runs steps: (carry, (outputs, saved))."""
-  if not _stays_loop(order):
-    turned = {}
-
   def body(carry, at):
     index, keys = at
     env = _env(steps, consts, carry, inputs, keys, index)
-    steps.run(env, turned)
+    steps.run(env)
     read = lambda atoms: [jnp.asarray(value_in(env, v)) for v in atoms]
     saved = None
     if save:
@@ -63,16 +61,6 @@ def _unpack(steps: Steps, packed: Any, variables: Sequence[Any]) -> list[Array]:
   return arrays
 
 
-def _stays_loop(order: Array) -> bool:
-  """Whether XLA keeps the loop over these steps, as far as is known here.
-
-  Of a single step it folds the transposition of a weight or of columns into
-  the product, which then fails at run time if it is of bfloat16 (jaxlib
-  0.10.2). The gradient of a value transposes neither of its factors.
-  """
-  return isinstance(order.shape[0], int) and order.shape[0] > 1
-
-
 def _env(steps: Steps, consts, carry, inputs, keys, index):
   at_step = [
     jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
@@ -85,13 +73,12 @@ def _env(steps: Steps, consts, carry, inputs, keys, index):
 def _loop_from_starts(steps: Steps, consts, carry, inputs, keys, order):
   """Runs steps by segments: (carry, outputs, carries before segments)."""
   outputs, starts = [], []
-  turned = steps.turned_weights(consts)
   for part in segments(order.shape[0]):
 
     def segment(carry, at):
       order, keys = at
       last, (outputs, _) = _loop(
-        steps, consts, turned, carry, inputs, keys, order, save=False
+        steps, consts, carry, inputs, keys, order, save=False
       )
       return last, (outputs, carry)
 
@@ -106,9 +93,8 @@ def _loop_from_starts(steps: Steps, consts, carry, inputs, keys, order):
 def primal(steps: Steps, remat, consts, carry, inputs, keys, order):
   """What `custom_vjp` computes where nothing is differentiated."""
   del remat
-  turned = steps.turned_weights(consts)
   carry, (outputs, _) = _loop(
-    steps, consts, turned, carry, inputs, keys, order, save=False
+    steps, consts, carry, inputs, keys, order, save=False
   )
   return carry, outputs
 
@@ -136,9 +122,8 @@ def forward(steps: Steps, remat, *args):
       steps, consts, carry, inputs, keys, order
     )
   else:
-    turned = steps.turned_weights(consts)
-    last, (outputs, saved) = _loop(
-      steps, consts, turned, carry, inputs, keys, order, save=True
+      last, (outputs, saved) = _loop(
+      steps, consts, carry, inputs, keys, order, save=True
     )
   return (last, outputs), (perturbed, consts, inputs, keys, order, saved)
 
@@ -173,13 +158,12 @@ def backward(steps: Steps, remat, residuals, cotangents):
     d_consts = {
       i: jnp.zeros_like(consts[i]) for i in _with_gradient(steps, perturbed)
     }
-    turned = steps.turned_weights(consts)
-
+  
     def segment(back, at):
       d_carry, d_consts = back
       carry, order, keys, given = at
       _, (_, saved) = _loop(
-        steps, consts, turned, carry, inputs, keys, order, save=True
+        steps, consts, carry, inputs, keys, order, save=True
       )
       d_carry, more, d_inputs = reverse(d_carry, given, saved, keys, order)
       return (d_carry, jax.tree.map(jnp.add, d_consts, more)), d_inputs
@@ -247,14 +231,14 @@ def _reverse(
     product
     for total in steps.sums.values()
     for product in total.products
-    if product.turns and _stays_loop(order)
+    if product.is_turned and index_of[product.weight] in differentiated
   ]
-  turned_values = list(dict.fromkeys(product.value for product in turned))
+  in_columns = list(dict.fromkeys(product.column for product in turned))
   stacked = list(dict.fromkeys(
     product.value
     for total in steps.sums.values()
     for product in total.products
-    if product not in turned and index_of[product.weight] in differentiated
+    if not product.is_turned and index_of[product.weight] in differentiated
   ))  # fmt: skip
 
   def body(back, at):
@@ -295,21 +279,18 @@ def _reverse(
     value_of = dict(zip(steps.values, values))
     columns = [
       jax.lax.dynamic_update_index_in_dim(
-        x, value_of[v].astype(jnp.bfloat16).T, position, axis=1
+        x, column.of(value_of[column.value]), position, axis=1
       )
-      for x, v in zip(columns, turned_values)
+      for x, column in zip(columns, in_columns)
     ]
     values = [value_of[v] for v in stacked]
     made = _pack(steps, [*d_moved, *d_sums, *values])
     return (d_carry, d_direct, columns), made
 
   # A loop that writes columns is the transposition that XLA leaves to itself:
-  # it would fold any other into the product, and make that one of float32.
+  # it would fold any other into the product.
   length = order.shape[0]
-  columns = [
-    jnp.zeros((v.aval.shape[1], length, v.aval.shape[0]), jnp.bfloat16)
-    for v in turned_values
-  ]
+  columns = [column.zeros(length) for column in in_columns]
   (d_carry, d_direct, columns), made = jax.lax.scan(
     body,
     (d_carry, [jnp.zeros_like(consts[i]) for i in direct], columns),
@@ -330,14 +311,17 @@ def _reverse(
     d_consts[i] = d_consts[i] + gradient if i in d_consts else gradient
 
   value_of = dict(zip(stacked, values))
-  columns_of = dict(zip(turned_values, columns))
+  columns_of = dict(zip(in_columns, columns))
   for total, d_sum in zip(steps.sums.values(), d_sums):
+    rows = functools.cache(functools.partial(turned_rows, d_sum))
     for product in total.products:
       at = index_of[product.weight]
       if at not in differentiated:
         continue
-      if product in turned:
-        gradient = turned_weight_gradient(columns_of[product.value], d_sum)
+      if product.is_turned:
+        gradient = turned_weight_gradient(
+          product, columns_of[product.column], rows(product.factor_dtype)
+        )
       else:
         gradient = weight_gradient(
           steps.jaxpr, product, consts[at], value_of[product.value], d_sum

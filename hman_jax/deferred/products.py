@@ -7,44 +7,111 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.interpreters import batching, mlir
 
 from hman_jax.deferred.equations import apply_equation
 from hman_jax.precision import rounded_dot_p
 from hman_jax.types import Array
 
-PRODUCTS = (primitives.dot_general_p, rounded_dot_p)
+def is_product_of_rows(equation: core.JaxprEqn) -> bool:
+  """Whether it is `[B, K]` times `[K, N]` or `[K]`, of one type."""
+  if equation.primitive not in (primitives.dot_general_p, rounded_dot_p):
+    return False
+  value, weight, made = (v.aval for v in (*equation.invars, *equation.outvars))
+  if value.ndim != 2 or weight.ndim not in (1, 2):
+    return False
+  return equation.primitive is rounded_dot_p or (
+    value.dtype == weight.dtype == made.dtype
+    and equation.params['dimension_numbers'] == (((1,), (0,)), ((), ()))
+    and equation.params['out_sharding'] is None
+  )
 
-# Rows of a value from which on its product turns, and to which also forward.
-_LEAST_ROWS, _MOST_ROWS_FORWARD = 16, 127
 
-# Numbers of a weight from which on its products turn: small ones lose by it.
-_LEAST_SIZE = 512 * 2048
+def turned_product(
+  equation: core.JaxprEqn, value: Array, weight: Array, value_is_turned: bool
+) -> Array:
+  """The result of a product of rows and an invariant matrix, turned.
 
-# Rows of a weight from which on they turn forward: of fewer, turning the sum
-# back costs more than is gained.
-_LEAST_LENGTH_FORWARD = 1280
+  Args:
+    equation: the product, `is_product_of_rows`.
+    value: `[B, K]`, or `[K, B]` if it is turned.
+    weight: `[K, N]` or `[K]`.
+    value_is_turned: whether it is.
+
+  Returns:
+    `[N, B]` or `[B]`. Only the `scan` of which it is a step differentiates it.
+  """
+  rounded = equation.primitive is rounded_dot_p
+  dtype = _factor_dtype(weight.dtype, rounded)
+  # An operand, so that it is made once, before the loop.
+  turned = weight.astype(dtype).T
+  return turned_product_p.bind(
+    value,
+    weight,
+    turned,
+    rounded=rounded,
+    value_is_turned=value_is_turned,
+    precision=equation.params.get('precision'),
+  )
+
+
+turned_product_p = core.Primitive('turned_product')
+
+
+def _turned_product(
+  value, weight, turned, *, rounded, value_is_turned, precision
+) -> Array:
+  del weight, rounded
+  axes = (turned.ndim - 1, 0 if value_is_turned else 1)
+  return _product(turned, value.astype(turned.dtype), axes, precision)
+
+
+def _factor_dtype(dtype, rounded: bool) -> Any:
+  return jnp.bfloat16 if rounded else dtype
+
+
+def _product(left, right, axes, precision) -> Array:
+  """The sum over an axis of each, in float32 or better: `[M, N]`."""
+  dtype = jnp.promote_types(left.dtype, jnp.float32)
+  dimensions = (((axes[0],), (axes[1],)), ((), ()))
+  return jax.lax.dot_general(
+    left, right, dimensions, precision, preferred_element_type=dtype
+  )
+
+
+def _turned_product_type(value, weight, turned, **params):
+  made = jax.eval_shape(
+    functools.partial(_turned_product, **params), value, weight, turned
+  )
+  return value.update(shape=made.shape, dtype=made.dtype)
+
+
+def _turned_product_batched(operands, axes, **params):
+  run = functools.partial(_turned_product, **params)
+  return jax.vmap(run, axes)(*operands), 0
+
+
+turned_product_p.def_impl(_turned_product)
+turned_product_p.def_abstract_eval(_turned_product_type)
+mlir.register_lowering(
+  turned_product_p, mlir.lower_fun(_turned_product, multiple_results=False)
+)
+batching.primitive_batchers[turned_product_p] = _turned_product_batched
+
+PRODUCTS = (primitives.dot_general_p, rounded_dot_p, turned_product_p)
 
 
 class Product(NamedTuple):
   """A value times an invariant weight.
 
-  XLA's CPU library lays the right factor of a product out anew each time it
-  runs: at each step, a whole weight for a few rows. Here such a product of
-  bfloat16 factors *turns*: s = (W^T x^T)^T, and dx = (W ds^T)^T, with the
-  weight on the left. Float32 ones hardly gain.
-
   Attributes:
     equation: that defines it.
     value, weight: its factors, the variables.
-    turns: whether it turns in the backward pass.
-    turns_forward: whether it turns in the forward pass too.
   """
 
   equation: core.JaxprEqn
   value: Any
   weight: Any
-  turns: bool = False
-  turns_forward: bool = False
 
   @property
   def output(self) -> Any:
@@ -52,51 +119,72 @@ class Product(NamedTuple):
     return self.equation.outvars[0]
 
   @property
-  def is_plain(self) -> bool:
-    """Whether it is rows times a matrix, of one type and unrounded."""
-    types: list[Any] = [v.aval for v in self.equation.invars]
-    return (
-      self.equation.primitive is primitives.dot_general_p
-      and self.equation.invars[0] is self.value
-      and all(a.ndim == 2 for a in types)
-      and all(a.dtype == self.output.aval.dtype for a in types)
-      and self.equation.params['dimension_numbers'] == (((1,), (0,)), ((), ()))
-    )
+  def is_turned(self) -> bool:
+    """Whether it is a `turned_product`."""
+    return self.equation.primitive is turned_product_p
+
+  @property
+  def factor_dtype(self) -> Any:
+    """The dtype of the factors of a turned product."""
+    return self.equation.invars[2].aval.dtype
+
+  @property
+  def column(self) -> 'Column':
+    """What the weight gradient of a turned product needs of the value."""
+    params = self.equation.params
+    return Column(self.value, params['value_is_turned'], self.factor_dtype)
+
+  def factor(self, weight: Array) -> Array:
+    """The weight as `pull` needs it."""
+    return weight.astype(self.factor_dtype) if self.is_turned else weight
 
   def apply(self, like: core.Jaxpr, value: Array, weight: Array) -> Array:
-    """The product of these, of jaxpr `like`."""
+    """The product of these, of jaxpr `like`; not of one that is turned."""
     in_order = (value, weight)
     if self.equation.invars[0] is not self.value:
       in_order = (weight, value)
     return apply_equation(like, self.equation, in_order)
 
-  def pull(self, like: core.Jaxpr, value, weight, gradient) -> Array:
-    """The gradient of the value; the weight is of bfloat16 if it turns."""
-    if self.turns:
-      return _turn(_rows_times(weight, gradient.astype(jnp.bfloat16)))
-    _, pull = jax.vjp(lambda x: self.apply(like, x, weight), value)
+  def pull(self, like: core.Jaxpr, value, factor, gradient) -> Array:
+    """The gradient of the value, from that of the product."""
+    if self.is_turned:
+      gradient = gradient.astype(factor.dtype)
+      params = self.equation.params
+      if factor.ndim == 1:
+        made = factor[:, None] * gradient
+      else:
+        made = _product(factor, gradient, (1, 0), params['precision'])
+      if params['value_is_turned']:
+        return made
+      # XLA must not turn the product that made it instead.
+      return jax.lax.optimization_barrier(made).T
+    _, pull = jax.vjp(lambda x: self.apply(like, x, factor), value)
     return pull(gradient)[0]
 
 
-def product_of(equation: core.JaxprEqn, value: Any, weight: Any) -> Product:
-  """The product that an equation defines, turned where that is faster."""
-  shapes = value.aval.shape, weight.aval.shape
-  turns = (
-    jax.default_backend() == 'cpu'
-    and equation.primitive is rounded_dot_p
-    and equation.invars[0] is value
-    and len(shapes[0]) == 2
-    and all(isinstance(n, int) for shape in shapes for n in shape)
-    and shapes[0][0] >= _LEAST_ROWS
-    and shapes[1][1] > 1
-    and weight.aval.size >= _LEAST_SIZE
-  )
-  forward = (
-    turns
-    and shapes[0][0] <= _MOST_ROWS_FORWARD
-    and shapes[1][0] >= _LEAST_LENGTH_FORWARD
-  )
-  return Product(equation, value, weight, turns, forward)
+class Column(NamedTuple):
+  """A value of turned products, kept as `[K, T, B]`.
+
+  Attributes:
+    value: the variable, `[K, B]` if it is turned, else `[B, K]`.
+    is_turned: whether it is.
+    dtype: to which it is rounded.
+  """
+
+  value: Any
+  is_turned: bool
+  dtype: Any
+
+  def of(self, value: Array) -> Array:
+    """The part of one step, `[K, B]`."""
+    return (value if self.is_turned else value.T).astype(self.dtype)
+
+  def zeros(self, length: int) -> Array:
+    """Room for `length` steps."""
+    shape = self.value.aval.shape
+    if not self.is_turned:
+      shape = shape[::-1]
+    return jnp.zeros((shape[0], length, shape[1]), self.dtype)
 
 
 class Sum(NamedTuple):
@@ -110,47 +198,24 @@ class Sum(NamedTuple):
     """The variables that weights are multiplied with."""
     return tuple(product.value for product in self.products)
 
-  def apply(self, like: core.Jaxpr, env, turned) -> Array:
-    """The sum, of products some of whose turned weights are given."""
-    parts, columns = [env[v] for v in self.biases], []
-    for product in self.products:
-      value, weight = env[product.value], env[product.weight]
-      if product.output in turned:
-        columns.append(
-          _rows_times(turned[product.output], value.astype(jnp.bfloat16))
-        )
-      else:
-        parts.append(product.apply(like, value, weight))
-    if columns:
-      parts.insert(0, _turn(functools.reduce(jnp.add, columns)))
-    return functools.reduce(jnp.add, parts)
-
-  def pull(self, like: core.Jaxpr, gradient, values, weights) -> tuple:
+  def pull(self, like: core.Jaxpr, gradient, values, factors) -> tuple:
     """The gradients of the values."""
     return tuple(
       product.pull(like, x, w, gradient)
-      for product, x, w in zip(self.products, values, weights)
+      for product, x, w in zip(self.products, values, factors)
     )
-
-
-def _rows_times(a: Array, b: Array) -> Array:
-  """All products of a row of a and a row of b: `[M, K], [N, K] -> [M, N]`."""
-  dimensions = (((1,), (1,)), ((), ()))
-  return jax.lax.dot_general(
-    a, b, dimensions, preferred_element_type=jnp.float32
-  )
-
-
-def _turn(x: Array) -> Array:
-  """x transposed; XLA must not turn the product that made x instead."""
-  return jax.lax.optimization_barrier(x).T
 
 
 def weight_gradient(like, product, weight, values, d_sums) -> Array:
   """One product over all steps and rows."""
   # As JAX forms it, transposed, XLA makes it slower; but it knows where the
   # result lies if the program says where everything does.
-  if product.is_plain and not _lies_explicitly(values):
+  plain = (
+    product.equation.primitive is primitives.dot_general_p
+    and is_product_of_rows(product.equation)
+    and weight.ndim == 2
+  )
+  if plain and not _lies_explicitly(values):
     precision = product.equation.params['precision']
     return jnp.einsum('tbk,tbn->kn', values, d_sums, precision=precision)
   over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
@@ -164,14 +229,20 @@ def _lies_explicitly(x: Array) -> bool:
   return not (mesh.empty or mesh.are_all_axes_auto)
 
 
-def turned_weight_gradient(columns: Array, d_sums: Array) -> Array:
-  """Of bfloat16 values `[K, T, B]` and gradients `[T, B, N]`: `[K, N]`."""
-  gradient = jax.lax.dot_general(
-    columns.reshape(columns.shape[0], -1),
-    d_sums.astype(jnp.bfloat16).reshape(-1, d_sums.shape[-1]),
-    (((1,), (0,)), ((), ())),
-    preferred_element_type=jnp.float32,
-  )
+def turned_rows(d_sums: Array, dtype) -> Array:
+  """Gradients of a turned sum, `[T, N, B]` or `[T, B]`: `[TB, N]` or `[TB]`."""
+  d_sums = d_sums.astype(dtype)
+  if d_sums.ndim == 2:
+    return d_sums.ravel()
+  # XLA must not turn the product that these are for instead.
+  rows = jax.lax.optimization_barrier(d_sums.transpose(0, 2, 1))
+  return rows.reshape(-1, rows.shape[-1])
+
+
+def turned_weight_gradient(product, columns: Array, rows: Array) -> Array:
+  """Of values `[K, T, B]` and what `turned_rows` gives: `[K, N]` or `[K]`."""
+  left = columns.reshape(columns.shape[0], -1)
+  gradient = _product(left, rows, (1, 0), product.equation.params['precision'])
   # XLA must not turn the product if the gradient is transposed.
   return jax.lax.optimization_barrier(gradient)
 

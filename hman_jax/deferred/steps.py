@@ -11,6 +11,10 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from hman_jax.deferred.equations import (
+  CONSTANTS,
+  LOOP,
+  dependence,
+  grows,
   is_float,
   is_numeric,
   pull_equation,
@@ -20,11 +24,9 @@ from hman_jax.deferred.equations import (
   variables_of,
 )
 from hman_jax.deferred.fusion import fused_p, operands_of
-from hman_jax.deferred.products import PRODUCTS, Product, Sum, product_of
+from hman_jax.deferred.layout import lay_out
+from hman_jax.deferred.products import PRODUCTS, Product, Sum
 from hman_jax.types import Array
-
-# What a variable of the step depends on.
-_NOTHING, _CONSTANTS, _LOOP = range(3)
 
 # Piecewise constant, of floating type: see `_is_decision`.
 _ROUNDING = ('ceil', 'floor', 'round', 'sign')
@@ -38,8 +40,6 @@ class Steps:
     jaxpr: the step; its invars are consts, carry, inputs, keys.
     consts, carry, inputs, keys: its invars by kind.
     sums: the sums that are differentiated, by the variable they define.
-    turned: the sums with a product that is turned forward, likewise.
-    inside: the variables on the way to these.
     kept: variables whose value is saved forward, in order.
     live: indices of the equations that the backward pass runs again.
     direct: the consts that those equations read.
@@ -53,8 +53,6 @@ class Steps:
   inputs: list[Any]
   keys: list[Any]
   sums: dict[Any, Sum]
-  turned: dict[Any, Sum]
-  inside: set[Any]
   kept: list[Any]
   live: frozenset[int]
   direct: frozenset[Any]
@@ -85,44 +83,18 @@ class Steps:
     carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
     return carry, self.kept
 
-  def turned_weights(self, consts) -> dict[Any, Array]:
-    """Weights for `run`, by the variable that their product defines."""
-    of = dict(zip(self.consts, consts))
-    return {
-      product.output: of[product.weight].astype(jnp.bfloat16).T
-      for total in self.turned.values()
-      for product in total.products
-      if product.turns_forward
-    }
-
   def factors(self, consts) -> dict[Any, Array]:
     """Weights for `rerun`, by the variable that their product defines."""
     of = dict(zip(self.consts, consts))
     return {
-      product.output: (
-        of[product.weight].astype(jnp.bfloat16)
-        if product.turns
-        else of[product.weight]
-      )
+      product.output: product.factor(of[product.weight])
       for total in self.sums.values()
       for product in total.products
     }
 
-  def run(self, env: dict[Any, Any], turned: dict[Any, Any]) -> None:
+  def run(self, env: dict[Any, Any]) -> None:
     """Runs all equations on the values in `env`, which is added to."""
-    if not turned:
-      run_equations(self.jaxpr, self.jaxpr.eqns, env)
-      return
-    waiting: list[core.JaxprEqn] = []
-    for equation in self.jaxpr.eqns:
-      output = equation.outvars[0] if equation.outvars else None
-      if output in self.turned:
-        run_equations(self.jaxpr, waiting, env)
-        waiting.clear()
-        env[output] = self.turned[output].apply(self.jaxpr, env, turned)
-      elif output not in self.inside:
-        waiting.append(equation)
-    run_equations(self.jaxpr, waiting, env)
+    run_equations(self.jaxpr, self.jaxpr.eqns, env)
 
   def rerun(self, env, kept: dict[Any, Any], factors: dict[Any, Any]) -> None:
     """Rebuilds from what was kept whatever the derivative depends on."""
@@ -167,31 +139,32 @@ class Steps:
 
 
 def read_step(
-  closed: core.ClosedJaxpr, num_carry: int, num_inputs: int
-) -> tuple[Steps, list[Any]]:
-  """The step's plan, and the values of its loop-invariant variables."""
+  closed: core.ClosedJaxpr, num_carry: int, num_inputs: int, may_turn: bool
+) -> tuple[Steps, list[Any], list[bool]]:
+  """A step of arrays with the batch first: its plan, constants and layout.
+
+  Returns:
+    (steps, consts, turned): the plan, the values of its loop-invariant
+    variables, and of each result (and so of the carry) whether it has the
+    batch last, which is so only if it `may_turn`.
+  """
   closed = _inlined(closed)
+  turned = [False] * len(closed.jaxpr.outvars)
+  if may_turn:
+    closed, turned = lay_out(closed, num_carry)
   jaxpr = closed.jaxpr
-  depends: dict[Any, int] = {v: _CONSTANTS for v in jaxpr.constvars}
-  depends.update({v: _LOOP for v in jaxpr.invars})
-  before, body = [], []
-  for equation in jaxpr.eqns:
-    level = max((depends[v] for v in variables_of(equation.invars)), default=0)
-    if equation.effects or (level == _CONSTANTS and _grows(equation)):
-      level = _LOOP
-    depends.update({v: level for v in equation.outvars})
-    if level != _LOOP:
-      before.append(equation)
-    if level != _CONSTANTS:
-      body.append(equation)
+  depends = dependence(jaxpr)
+  level = lambda e: depends[e.outvars[0]] if e.outvars else LOOP
+  before = [e for e in jaxpr.eqns if level(e) != LOOP]
+  body = [e for e in jaxpr.eqns if level(e) != CONSTANTS]
   env = dict(zip(jaxpr.constvars, closed.consts))
   run_equations(jaxpr, before, env)
   read = {v for e in body for v in variables_of(e.invars)}
   read |= set(variables_of(jaxpr.outvars))
-  consts = [v for v in env if depends[v] == _CONSTANTS and v in read]
+  consts = [v for v in env if depends[v] == CONSTANTS and v in read]
   # What depends on nothing is computed in the loop, where XLA folds it.
   steps = _plan(jaxpr, body, consts, num_carry, num_inputs)
-  return steps, [env[v] for v in consts]
+  return steps, [env[v] for v in consts], turned
 
 
 def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -226,13 +199,8 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> Steps:
     jaxpr.invars[num_carry : num_carry + num_inputs],
     jaxpr.invars[num_carry + num_inputs :],
   )
-  sums, inside = _sums(equations, frozenset(consts), jaxpr.outvars)
-  turned = {
-    v: total
-    for v, total in sums.items()
-    if any(product.turns_forward for product in total.products)
-  }
-  for equation in equations:  # now: no addition continues these, none turns
+  sums = _sums(equations, frozenset(consts), jaxpr.outvars)
+  for equation in equations:  # now: no addition continues these
     if equation.primitive is fused_p:
       sums.update(_of_fused(equation, frozenset(consts)))
   drawn = _drawn(equations, jaxpr.invars, [*consts, *carry, *inputs])
@@ -277,8 +245,6 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> Steps:
     inputs=inputs,
     keys=keys,
     sums={v: sums[v] for v in order if v in sums},
-    turned=turned,
-    inside={v for v in inside if inside[v] in turned},
     kept=order,
     live=frozenset(live),
     direct=frozenset(v for v in consts if v in read or v in jaxpr.outvars),
@@ -287,15 +253,11 @@ def _plan(jaxpr, equations, consts, num_carry, num_inputs) -> Steps:
   )
 
 
-def _sums(equations, consts, outvars) -> tuple[dict[Any, Sum], dict[Any, Any]]:
-  """The largest sums of products with invariant weights, by variable.
-
-  And the variables inside them, with the variable of their sum.
-  """
+def _sums(equations, consts, outvars) -> dict[Any, Sum]:
+  """The largest sums of products with invariant weights, by variable."""
   uses = Counter(v for e in equations for v in variables_of(e.invars))
   uses.update(variables_of(outvars))
   sums: dict[Any, Sum] = {}
-  parts: dict[Any, list[Any]] = {}
   for equation in equations:
     if equation.primitive in PRODUCTS:
       product = _as_product(equation, consts)
@@ -304,13 +266,10 @@ def _sums(equations, consts, outvars) -> tuple[dict[Any, Sum], dict[Any, Any]]:
     elif equation.primitive is primitives.add_p:
       terms = _as_terms(equation, sums, consts, uses)
       if terms:
-        (output,) = equation.outvars
-        parts[output] = []
         for v in equation.invars:
-          if sums.pop(v, None):
-            parts[output] += [v, *parts.pop(v, ())]
-        sums[output] = terms
-  return sums, {v: total for total, vs in parts.items() for v in vs}
+          sums.pop(v, None)
+        sums[equation.outvars[0]] = terms
+  return sums
 
 
 def _of_fused(equation, consts) -> dict[Any, Sum]:
@@ -334,14 +293,14 @@ def _of_fused(equation, consts) -> dict[Any, Sum]:
 
 def _as_product(equation, consts) -> Product | None:
   """The product of an equation if its weight is invariant, or None."""
-  left, right = equation.invars
+  left, right, *_ = equation.invars
   _, batch = equation.params.get('dimension_numbers', ((), ()))
   if any(batch) or (left in consts) == (right in consts):
     return None
   value, weight = (right, left) if left in consts else (left, right)
   if isinstance(value, core.Literal) or not is_float(weight):
     return None
-  return product_of(equation, value, weight)
+  return Product(equation, value, weight)
 
 
 def _as_terms(equation, sums, consts, uses) -> Sum | None:
@@ -387,23 +346,11 @@ def _drawn(equations, at_step, sources) -> set[Any]:
     floats = {v for v in equation.outvars if is_float(v)}
     if moving.intersection(read) and not _is_decision(equation):
       moving |= floats
-    elif floats and varying.intersection(read) and not _grows(equation):
+    elif floats and varying.intersection(read) and not grows(equation):
       drawn |= floats
     if varying.intersection(read):
       varying.update(equation.outvars)
   return drawn
-
-
-def _grows(equation: core.JaxprEqn) -> bool:
-  """Whether the result is larger; a symbolic size (`jax.export`) is large."""
-  made: list[Any] = equation.outvars
-  read = variables_of(equation.invars)
-  if not all(isinstance(n, int) for v in made for n in v.aval.shape):
-    return True
-  size = lambda variables: sum(
-    v.aval.size * v.aval.dtype.itemsize for v in variables
-  )
-  return size(made) > size(read)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

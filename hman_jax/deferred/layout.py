@@ -1,0 +1,274 @@
+"""Laying a step out with its batch as the last axis, where products gain by it.
+
+XLA's CPU library lays the right factor of a product out anew each time it
+runs: for x W, at each step, a whole weight for a few rows. With the batch last
+the weight is the left factor, s^T = W^T x^T and dx^T = W ds^T, and only a few
+columns are laid out. What is made of s^T stays as it lies, from step to step
+too: to turn it back costs what is gained.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from hman_jax.deferred.equations import (
+  CONSTANTS,
+  dependence,
+  run_equations,
+  variables_of,
+)
+from hman_jax.deferred.products import is_product_of_rows, turned_product
+from hman_jax.types import Array
+
+# Rows of a value from which on its product is turned.
+_LEAST_ROWS = 16
+
+# Numbers of a weight from which on its products are turned: small ones lose.
+_LEAST_SIZE = 512 * 2048
+
+# Where the batch of a variable is, or is wanted: the first axis, the last, or
+# either, if it is as cheaply made one way as the other.
+_Side = Literal['first', 'last', 'either']
+
+_ELEMENTWISE = frozenset(
+  """
+  abs add and atan2 cbrt ceil clamp convert_element_type copy cos div eq erf exp
+  exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min
+  mul ne neg not or pow reduce_precision rem round rsqrt select_n sign sin sqrt
+  square stop_gradient sub tan tanh xor
+  """.split()
+)
+
+_REDUCTIONS = frozenset(
+  """
+  argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod
+  reduce_sum
+  """.split()
+)
+
+
+class _Plan(NamedTuple):
+  """How a step is laid out.
+
+  Attributes:
+    sides: where the batch of each variable is best.
+    ways: of each equation, whether it runs with the batch first, with the
+      batch last, either way when asked, or as a product that is turned.
+  """
+
+  sides: dict[Any, _Side]
+  ways: list[_Side | Literal['product']]
+
+  def is_last(self, atom: Any) -> bool:
+    """Whether a variable, or literal, has the batch last."""
+    return not isinstance(atom, core.Literal) and self.sides[atom] == 'last'
+
+
+def lay_out(
+  closed: core.ClosedJaxpr, num_carry: int
+) -> tuple[core.ClosedJaxpr, list[bool]]:
+  """A step with the batch last where that makes a large product faster.
+
+  Args:
+    closed: the step, of arrays with the batch first; without nested calls.
+    num_carry: how many of its arguments, and of its results, are its carry.
+
+  Returns:
+    (step, turned): the same step, and of each of its results whether the batch
+    is last; of its carry that holds for the arguments, too.
+  """
+  jaxpr = closed.jaxpr
+  given = set()
+  while True:  # until the carry comes out as it went in
+    plan = _plan(jaxpr, given)
+    carry = zip(jaxpr.invars[:num_carry], jaxpr.outvars)
+    more = {v for v, new in carry if plan.is_last(new) and v.aval.ndim > 1}
+    if more <= given:
+      break
+    given |= more
+  turned = [v in given for v in jaxpr.invars[:num_carry]]
+  turned += [plan.is_last(v) for v in jaxpr.outvars[num_carry:]]
+  if 'product' not in plan.ways:
+    return closed, turned
+  arguments = [_type_of(v, v in given) for v in jaxpr.invars]
+  run = functools.partial(_run, closed, plan, turned)
+  return jax.make_jaxpr(run)(*arguments), turned
+
+
+def _type_of(v: Any, is_last: bool) -> jax.ShapeDtypeStruct:
+  shape = _rotated(v.aval.shape) if is_last else v.aval.shape
+  return jax.ShapeDtypeStruct(
+    shape, v.aval.dtype, weak_type=v.aval.weak_type
+  )
+
+
+def _rotated(sizes: Sequence[int]) -> tuple[int, ...]:
+  return (*sizes[1:], sizes[0])
+
+
+def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
+  """The plan of a step of which some arguments are given with the batch last."""
+  depends = dependence(jaxpr)
+  products = [
+    e
+    for e in jaxpr.eqns
+    if is_product_of_rows(e)
+    and depends[e.invars[0]] != CONSTANTS == depends[e.invars[1]]
+  ]
+  # Whatever has one product turned has all: its values are then kept once.
+  factors = {e.invars[0] for e in products if _gains(*e.invars)}
+  plan = _Plan({}, [])
+  for v in (*jaxpr.constvars, *jaxpr.invars):
+    plan.sides[v] = 'last' if v in given else _side_of(v)
+  for equation in jaxpr.eqns:
+    way = _way_of(equation, plan.sides)
+    if equation in products:
+      value = equation.invars[0]
+      if value in factors or plan.is_last(value):
+        way = 'product'
+    plan.ways.append(way)
+    for v in equation.outvars:
+      if v.aval.ndim < 2 or way == 'first':
+        plan.sides[v] = _side_of(v)
+      else:
+        plan.sides[v] = 'either' if way == 'either' else 'last'
+  return plan
+
+
+def _side_of(v: Any) -> _Side:
+  """Of a variable that is made with the batch first, or has none."""
+  one = v.aval.ndim < 2 or v.aval.shape[0] in (1, v.aval.size)
+  return 'either' if one else 'first'
+
+
+def _gains(value, weight) -> bool:
+  """Whether a product is faster turned."""
+  return (
+    value.aval.shape[0] >= _LEAST_ROWS
+    and weight.aval.ndim == 2
+    and weight.aval.shape[1] > 1
+    and weight.aval.size >= _LEAST_SIZE
+  )
+
+
+def _way_of(equation, sides) -> _Side:
+  """How an equation that is no product with a weight is best run."""
+  if _batch_last(equation) is None:
+    return 'first'
+  if equation.primitive is primitives.broadcast_in_dim_p:
+    return 'either'
+  arrays = {
+    sides[v] for v in variables_of(equation.invars) if v.aval.ndim > 1
+  }
+  if 'last' in arrays:
+    return 'last'
+  return 'either' if arrays == {'either'} else 'first'
+
+
+def _batch_last(equation) -> dict[str, Any] | None:
+  """Parameters of an equation whose operands all have the batch last.
+
+  None where rows are mixed or moved, or nothing is known of the primitive.
+  """
+  name, params = equation.primitive.name, equation.params
+  if any(params.get(p) is not None for p in ('sharding', 'out_sharding')):
+    return None
+  shapes = [v.aval.shape for v in equation.invars]
+  made = equation.outvars[0].aval.shape if equation.outvars else ()
+  if name in _ELEMENTWISE:
+    same = all(len(shape) in (0, len(made)) for shape in shapes)
+    return params if same else None
+  if name in _REDUCTIONS and 0 not in params['axes']:
+    return {**params, 'axes': tuple(a - 1 for a in params['axes'])}
+  if name == 'broadcast_in_dim' and len(shapes) == 1:
+    axes = params['broadcast_dimensions']
+    if axes and axes[0] == 0:
+      axes = (*axes[1:], len(made))
+    return {
+      **params,
+      'shape': _rotated(made) if made else (),
+      'broadcast_dimensions': tuple(a - 1 for a in axes),
+    }
+  if name == 'reshape' and params['dimensions'] is None:
+    if made and shapes[0] and made[0] == shapes[0][0]:
+      return {**params, 'new_sizes': _rotated(made)}
+  if name == 'squeeze' and 0 not in params['dimensions']:
+    return {**params, 'dimensions': tuple(d - 1 for d in params['dimensions'])}
+  if name == 'slice' and made[0] == shapes[0][0]:
+    return {k: v and _rotated(v) for k, v in params.items()}
+  along = {'concatenate': 'dimension', 'split': 'axis'}.get(name)
+  if along and params[along]:
+    return {**params, along: params[along] - 1}
+  return None
+
+
+class _Value:
+  """An array with the batch first, or last, or both, made when asked for."""
+
+  def __init__(self, **makers: Callable[[], Any]):
+    self._makers, self._made = makers, {}
+
+  def get(self, side: str) -> Any:
+    """The array with the batch 'first' or 'last'."""
+    if side not in self._made:
+      if side in self._makers:
+        self._made[side] = self._makers[side]()
+      else:
+        (other,) = self._makers
+        x = self.get(other)
+        axes = (0, -1) if side == 'last' else (-1, 0)
+        self._made[side] = jnp.moveaxis(x, *axes) if x.ndim > 1 else x
+    return self._made[side]
+
+
+def _run(closed, plan: _Plan, turned, *arguments) -> list[Array]:
+  """Runs the step by its plan."""
+  jaxpr = closed.jaxpr
+  env: dict[Any, _Value] = {}
+
+  def define(v, side, x):
+    env[v] = _Value(**{side: lambda: x})
+
+  def read(atom, side):
+    return atom.val if isinstance(atom, core.Literal) else env[atom].get(side)
+
+  def bind(equation, side):
+    if side == 'first':
+      values = {v: read(v, 'first') for v in variables_of(equation.invars)}
+      run_equations(jaxpr, [equation], values)
+      return [values.get(v) for v in equation.outvars]
+    without = equation.primitive is primitives.broadcast_in_dim_p and (
+      equation.params['broadcast_dimensions'][:1] != (0,)
+    )
+    operands = [read(v, 'first' if without else 'last') for v in equation.invars]
+    made = equation.primitive.bind(*operands, **_batch_last(equation))
+    return made if equation.primitive.multiple_results else [made]
+
+  for v, x in zip(jaxpr.constvars, closed.consts):
+    define(v, 'first', x)
+  for v, x in zip(jaxpr.invars, arguments):
+    define(v, 'last' if plan.is_last(v) else 'first', x)
+  for equation, way in zip(jaxpr.eqns, plan.ways):
+    if way == 'product':
+      value, weight = equation.invars
+      side = 'last' if plan.is_last(value) else 'first'
+      made = turned_product(
+        equation, read(value, side), read(weight, 'first'), side == 'last'
+      )
+      define(equation.outvars[0], 'last', made)
+    elif way == 'either':
+      (v,) = equation.outvars
+      one = lambda side, e=equation: bind(e, side)[0]
+      env[v] = _Value(
+        **{side: functools.partial(one, side) for side in ('first', 'last')}
+      )
+    else:
+      for v, x in zip(equation.outvars, bind(equation, way)):
+        define(v, way, x)
+  sides = ('last' if last else 'first' for last in turned)
+  return [jnp.asarray(read(v, side)) for v, side in zip(jaxpr.outvars, sides)]
