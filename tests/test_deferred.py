@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hman_jax import deferred, models, precision
-from hman_jax.deferred import products
+from hman_jax.deferred import layout
 from hman_jax.unroll import unroll
 
 
@@ -159,10 +159,10 @@ def test_remat_equals_autodiff(seed):
 
 @pytest.fixture
 def turned(monkeypatch):
-  """Products turn as with many rows."""
-  monkeypatch.setattr(products, '_LEAST_ROWS', 1)
-  monkeypatch.setattr(products, '_LEAST_SIZE', 1)
-  monkeypatch.setattr(products, '_LEAST_LENGTH_FORWARD', 1)
+  """Steps have the batch last as where products are large."""
+  monkeypatch.setattr(deferred, '_LEAST_STEPS', 2)
+  monkeypatch.setattr(layout, '_LEAST_ROWS', 1)
+  monkeypatch.setattr(layout, '_LEAST_SIZE', 1)
 
 
 @pytest.mark.parametrize(
@@ -220,30 +220,28 @@ def test_turned_products_of_rounded_factors(turned, steps, remat):
     np.testing.assert_allclose(found, right, atol=2e-2 * np.abs(right).max())
 
 
-def test_products_turn_with_the_rows(monkeypatch):
-  """With 16 to 127 rows; forward too if they are long."""
+def test_large_products_of_many_rows_are_turned(monkeypatch):
+  """Over some steps: 8 at least, none of them alone in a segment."""
   w = jnp.ones((6, 6))
 
-  def loops(rows, dtype='bfloat16'):
+  def is_turned(rows, dtype='float32', steps=8, remat=False):
     run = lambda w, c: unroll(
       lambda c, x, key: (precision.dot(c, w, dtype) + x, c),
       c,
-      jnp.ones((rows, 4, 6)),
+      jnp.ones((rows, steps, 6)),
+      remat=remat,
     )[0].sum()
-    jaxpr = jax.make_jaxpr(jax.grad(run))(w, jnp.ones((rows, 6))).jaxpr
-    return [
-      'optimization_barrier' in str(scan.params['jaxpr'])
-      for scan in _scans(jaxpr)
-    ]
+    jaxpr = jax.make_jaxpr(jax.grad(run))(w, jnp.ones((rows, 6)))
+    return 'turned_product' in str(jaxpr)
 
-  assert loops(16) == [False, False]  # a small weight
-  monkeypatch.setattr(products, '_LEAST_SIZE', 36)
-  assert loops(15) == [False, False]
-  assert loops(16) == loops(127) == loops(128) == [False, True]
-  monkeypatch.setattr(products, '_LEAST_LENGTH_FORWARD', 6)
-  assert loops(16) == loops(127) == [True, True]
-  assert loops(128) == [False, True]
-  assert loops(16, 'float32') == [False, False]
+  assert not is_turned(16)  # a small weight
+  monkeypatch.setattr(layout, '_LEAST_SIZE', 36)
+  assert is_turned(16) and is_turned(16, 'bfloat16')
+  assert not is_turned(15) and not is_turned(16, steps=7)
+  assert is_turned(16, steps=12, remat=True)
+  assert not is_turned(16, steps=13, remat=True)  # 3 times 4, and 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert not is_turned(16)
 
 
 # Steps with something odd about them: each is (step, weights).
@@ -316,6 +314,21 @@ def _noisy(w, c, x, key):
   return c, jnp.floor(3 * c) * c
 
 
+def _parts(w, c, x, key):
+  """All that a step with the batch last knows how to do, and more."""
+  s = c @ w
+  left, right = jnp.split(s, 2, axis=-1)
+  pairs = jnp.concatenate([right, s[:, 1:3], left], axis=-1).reshape(2, 3, 2)
+  best = jnp.argmax(pairs, axis=-1)
+  scaled = pairs / (1 + jnp.sum(jnp.square(pairs), axis=(1, 2), keepdims=True))
+  shown = jnp.where(best[..., None] == 1, scaled, pairs).max(axis=1)
+  rows = jnp.cumsum(s, axis=0) + s.mean(axis=0, keepdims=True) + s[::-1]
+  rows += jnp.tanh(s).T[:2].sum()
+  spread = x[:, None, :] * s[:, :, None] + s[:, None, ::2].sum()
+  c = jnp.tanh(rows + jnp.concatenate([shown, s[:, ::2]], axis=-1))
+  return c + c @ w[:, 0][:, None], spread[:, 1:3].squeeze()
+
+
 def _nested(w, c, x, key):
   loop = lambda i, c: jax.jit(lambda c: jnp.tanh(c @ w))(c)
   c = jax.lax.cond(jnp.sum(x) > 0, lambda c: c @ w, lambda c: c, c)
@@ -325,7 +338,7 @@ def _nested(w, c, x, key):
 _STEPS = (
   _shared, _also_elsewhere, _on_the_left, _cast_and_reshaped, _rounded,
   _three_axes, _precise, _without_products, _sum_used_twice, _sum_given_out,
-  _weight_given_out, _noisy, _nested,
+  _weight_given_out, _noisy, _parts, _nested,
 )  # fmt: skip
 
 
@@ -478,7 +491,9 @@ def test_backward_defers_all_weights_and_draws_nothing():
   state = [(_B, _H)] * 4 + [(_B, 2)]
   shapes = [v.aval.shape for v in carried]
   assert shapes[:5] == state
-  assert shapes[5:] == [(1, 1, 128)]  # the content scorer's last weights
+  assert shapes[5] == (1, 1, 128)  # the content scorer's last weights
+  # The sums of all steps, which their gradients replace.
+  assert len(shapes) > 6 and {shape[:2] for shape in shapes[6:]} == {(_T, _B)}
   # Autodiff does carry them: the test would see it.
   _, naive = _scans(_gradient_jaxpr(backward='autodiff'))
   shapes = [v.aval.shape for v in naive.outvars]

@@ -31,7 +31,11 @@ def _loop(steps: Steps, consts, carry, inputs, keys, order, save: bool):
     read = lambda atoms: [jnp.asarray(value_in(env, v)) for v in atoms]
     saved = None
     if save:
-      saved = [_pack(steps, [env[v] for v in vs]) for vs in steps.saved]
+      get = lambda variables: [env[v] for v in variables]
+      saved = [
+        get(steps.sums),
+        *(_pack(steps, get(variables)) for variables in steps.saved),
+      ]
     return read(steps.carry_out), (read(steps.outputs), saved)
 
   return jax.lax.scan(body, carry, (order, keys))
@@ -242,9 +246,12 @@ def _reverse(
   ))  # fmt: skip
 
   def body(back, at):
-    d_carry, d_direct, columns = back
+    d_carry, d_direct, sums, columns = back
     position, index, keys, saved, given = at
-    kept = {}
+    kept = {
+      v: jax.lax.dynamic_index_in_dim(x, position, keepdims=False)
+      for v, x in zip(steps.sums, sums)
+    }
     for variables, packed in zip(steps.saved, saved):
       kept.update(zip(variables, _unpack(steps, packed, variables)))
     carry = [
@@ -284,26 +291,26 @@ def _reverse(
       for x, column in zip(columns, in_columns)
     ]
     values = [value_of[v] for v in stacked]
-    made = _pack(steps, [*d_moved, *d_sums, *values])
-    return (d_carry, d_direct, columns), made
+    # A sum is read for the last time: its gradient takes its place.
+    sums = [
+      jax.lax.dynamic_update_index_in_dim(x, d, position, axis=0)
+      for x, d in zip(sums, d_sums)
+    ]
+    return (d_carry, d_direct, sums, columns), [*d_moved, *values]
 
   # A loop that writes columns is the transposition that XLA leaves to itself:
   # it would fold any other into the product.
   length = order.shape[0]
   columns = [column.zeros(length) for column in in_columns]
-  (d_carry, d_direct, columns), made = jax.lax.scan(
+  sums, *saved = saved
+  d_direct = [jnp.zeros_like(consts[i]) for i in direct]
+  (d_carry, d_direct, d_sums, columns), made = jax.lax.scan(
     body,
-    (d_carry, [jnp.zeros_like(consts[i]) for i in direct], columns),
+    (d_carry, d_direct, sums, columns),
     (jnp.arange(length), order, keys, saved, given),
     reverse=True,
   )
-  made = _unpack(
-    steps,
-    made,
-    [*(steps.inputs[i] for i in moving), *steps.sums, *stacked],
-  )
-  d_moved, made = made[: len(moving)], made[len(moving) :]
-  d_sums, values = made[: len(steps.sums)], made[len(steps.sums) :]
+  d_moved, values = made[: len(moving)], made[len(moving) :]
   d_consts = dict(zip(direct, d_direct))
 
   def add(v, gradient):

@@ -151,7 +151,7 @@ class Product(NamedTuple):
       gradient = gradient.astype(factor.dtype)
       params = self.equation.params
       if factor.ndim == 1:
-        made = factor[:, None] * gradient
+        made = factor[:, None] * gradient[None]
       else:
         made = _product(factor, gradient, (1, 0), params['precision'])
       if params['value_is_turned']:
@@ -184,7 +184,7 @@ class Column(NamedTuple):
     shape = self.value.aval.shape
     if not self.is_turned:
       shape = shape[::-1]
-    return jnp.zeros((shape[0], length, shape[1]), self.dtype)
+    return jax.lax.empty((shape[0], length, shape[1]), self.dtype)
 
 
 class Sum(NamedTuple):
@@ -213,6 +213,7 @@ def weight_gradient(like, product, weight, values, d_sums) -> Array:
   plain = (
     product.equation.primitive is primitives.dot_general_p
     and is_product_of_rows(product.equation)
+    and product.equation.invars[0] is product.value
     and weight.ndim == 2
   )
   if plain and not _lies_explicitly(values):

@@ -76,12 +76,12 @@ class Steps:
 
   @property
   def saved(self) -> tuple[list[Any], list[Any]]:
-    """The variables that a step saves: of its carry, and `kept`.
+    """The variables that a step saves beside its sums: of its carry, others.
 
     Apart, so that a new carry may take the place of the old one.
     """
     carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
-    return carry, self.kept
+    return carry, [v for v in self.kept if v not in self.sums]
 
   def factors(self, consts) -> dict[Any, Array]:
     """Weights for `rerun`, by the variable that their product defines."""
