@@ -162,7 +162,15 @@ def turned(monkeypatch):
   """Steps have the batch last as where products are large."""
   monkeypatch.setattr(deferred, '_LEAST_STEPS', 2)
   monkeypatch.setattr(layout, '_LEAST_ROWS', 1)
-  monkeypatch.setattr(layout, '_LEAST_SIZE', 1)
+  monkeypatch.setattr(layout, '_LEAST_WORK', 1)
+  monkeypatch.setattr(layout, '_LEAST_SHARE', 0)
+
+
+@pytest.fixture(params=['batch_first', 'batch_last'])
+def layouts(request):
+  """Both layouts of a step."""
+  if request.param == 'batch_last':
+    request.getfixturevalue('turned')
 
 
 @pytest.mark.parametrize(
@@ -235,7 +243,7 @@ def test_large_products_of_many_rows_are_turned(monkeypatch):
     return 'turned_product' in str(jaxpr)
 
   assert not is_turned(16)  # a small weight
-  monkeypatch.setattr(layout, '_LEAST_SIZE', 36)
+  monkeypatch.setattr(layout, '_LEAST_WORK', 16 * 36)
   assert is_turned(16) and is_turned(16, 'bfloat16')
   assert not is_turned(15) and not is_turned(16, steps=7)
   assert is_turned(16, steps=12, remat=True)
@@ -372,7 +380,7 @@ def test_any_step(turned, step):
     _assert_close(fast, slow, 1e-2 if rounded else 1e-6)
 
 
-def test_carry_and_inputs_of_any_structure():
+def test_carry_and_inputs_of_any_structure(layouts):
   def step(carry, x, key):
     del key
     new = {
@@ -401,7 +409,7 @@ def test_carry_and_inputs_of_any_structure():
   _assert_close(drop(fast), drop(slow))
 
 
-def test_vmap_and_eager():
+def test_vmap_and_eager(layouts):
   w = jnp.asarray(_W, jnp.float32)
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 4)), jnp.float32)
 
@@ -419,7 +427,7 @@ def test_vmap_and_eager():
   _assert_close(one, fast[0])
 
 
-def test_halves_joined_are_the_whole():
+def test_halves_joined_are_the_whole(layouts):
   options, features, _, call, _ = _draw(3)
   call['start'] = 0
   call.pop('boundaries', None)
@@ -543,7 +551,7 @@ def test_remat_needs_memory_of_the_square_root(backward):
   assert grow(True) < 6  # the square root of 16 is 4
 
 
-def test_rows_may_lie_on_several_devices():
+def test_rows_may_lie_on_several_devices(layouts):
   mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
   rows = NamedSharding(mesh, PartitionSpec('data'))
   model = models.create(
@@ -564,7 +572,7 @@ def test_rows_may_lie_on_several_devices():
   assert 'all-gather' not in compiled.as_text()
 
 
-def test_where_rows_lie_may_be_part_of_their_types():
+def test_where_rows_lie_may_be_part_of_their_types(layouts):
   mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Explicit,))
   place = lambda x, *axes: jax.device_put(
     x, NamedSharding(mesh, PartitionSpec(*axes))
@@ -582,7 +590,7 @@ def test_where_rows_lie_may_be_part_of_their_types():
   _assert_close(spread, run(w, c, x))
 
 
-def test_sizes_of_weights_may_be_symbols():
+def test_sizes_of_weights_may_be_symbols(layouts):
   def gradient(w, c, x):
     step = lambda c, x, key: (precision.dot(c, w, 'bfloat16') + x, c)
     return jax.grad(lambda w: jnp.sum(unroll(step, c, x)[0]))(w)
@@ -595,7 +603,7 @@ def test_sizes_of_weights_may_be_symbols():
   _assert_close(exported.call(*args), gradient(*args), 1e-2)
 
 
-def test_effects_happen_once_a_step():
+def test_effects_happen_once_a_step(layouts):
   seen = []
 
   def step(c, x, key):

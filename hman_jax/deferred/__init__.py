@@ -27,7 +27,7 @@ products, up to rounding.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ import jax.numpy as jnp
 
 from hman_jax.deferred.fusion import Fused, fused
 from hman_jax.deferred.loops import backward, forward, primal
+from hman_jax.deferred.products import lies_explicitly
 from hman_jax.deferred.splitting import segments, split
 from hman_jax.deferred.steps import read_step
 from hman_jax.types import Array, Key, PyTree
@@ -110,8 +111,9 @@ def scan(
     [_without(x, axis=1) for x in flat_inputs],
     [_without(k, axis=0) for k in flat_keys],
   )
+  may_turn = _may_turn(length, remat, [*flat_carry, *flat_inputs])
   steps, consts, turned = read_step(
-    closed, len(flat_carry), len(flat_inputs), _may_turn(length, remat)
+    closed, len(flat_carry), len(flat_inputs), may_turn
   )
   order = jnp.arange(length)
   if reverse:
@@ -136,13 +138,16 @@ def scan(
   return carry_tree.unflatten(last), out_trees[0].unflatten(outputs)
 
 
-def _may_turn(length: int, remat: bool) -> bool:
+def _may_turn(length: int, remat: bool, arrays: Sequence[Array]) -> bool:
   """Whether products may be turned: on a CPU, over some steps.
 
-  Of a loop of one step XLA folds the transposition of a weight into the
-  product, which then fails at run time if it is of bfloat16 (jaxlib 0.10.2).
+  Not where types say over which devices arrays lie. And of a loop of one step
+  XLA folds the transposition of a weight into the product, which then fails at
+  run time if it is of bfloat16 (jaxlib 0.10.2).
   """
   if jax.default_backend() != 'cpu' or not isinstance(length, int):
+    return False
+  if any(lies_explicitly(x) for x in arrays):
     return False
   sizes = [size for _, _, size in segments(length)] if remat else [length]
   return min(sizes) > 1 and length >= _LEAST_STEPS

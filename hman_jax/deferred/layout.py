@@ -25,11 +25,11 @@ from hman_jax.deferred.equations import (
 from hman_jax.deferred.products import is_product_of_rows, turned_product
 from hman_jax.types import Array
 
-# Rows of a value from which on its product is turned.
-_LEAST_ROWS = 16
+# Rows and multiply-adds of a product from which on it is faster turned.
+_LEAST_ROWS, _LEAST_WORK = 16, 64 * 256 * 1024
 
-# Numbers of a weight from which on its products are turned: small ones lose.
-_LEAST_SIZE = 512 * 2048
+# Of the work of all products, the share of these from which on a step gains.
+_LEAST_SHARE = 0.75
 
 # Where the batch of a variable is, or is wanted: the first axis, the last, or
 # either, if it is as cheaply made one way as the other.
@@ -118,10 +118,14 @@ def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
     e
     for e in jaxpr.eqns
     if is_product_of_rows(e)
+    and all(isinstance(n, int) for v in e.invars for n in v.aval.shape)
     and depends[e.invars[0]] != CONSTANTS == depends[e.invars[1]]
   ]
+  gaining = [e for e in products if _gains(*e.invars)]
+  if _work(gaining) < _LEAST_SHARE * _work(products):
+    gaining = []
   # Whatever has one product turned has all: its values are then kept once.
-  factors = {e.invars[0] for e in products if _gains(*e.invars)}
+  factors = {e.invars[0] for e in gaining}
   plan = _Plan({}, [])
   for v in (*jaxpr.constvars, *jaxpr.invars):
     plan.sides[v] = 'last' if v in given else _side_of(v)
@@ -147,13 +151,19 @@ def _side_of(v: Any) -> _Side:
 
 
 def _gains(value, weight) -> bool:
-  """Whether a product is faster turned."""
+  """Whether a product by itself is faster turned."""
+  rows, size = value.aval.shape[0], weight.aval.size
   return (
-    value.aval.shape[0] >= _LEAST_ROWS
-    and weight.aval.ndim == 2
+    weight.aval.ndim == 2
     and weight.aval.shape[1] > 1
-    and weight.aval.size >= _LEAST_SIZE
+    and rows >= _LEAST_ROWS
+    and rows * size >= _LEAST_WORK
   )
+
+
+def _work(products: Sequence[core.JaxprEqn]) -> int:
+  """Multiply-adds of one row."""
+  return sum(e.invars[1].aval.size for e in products)
 
 
 def _way_of(equation, sides) -> _Side:

@@ -62,7 +62,7 @@ def _turned_product(
   value, weight, turned, *, rounded, value_is_turned, precision
 ) -> Array:
   del weight, rounded
-  axes = (turned.ndim - 1, 0 if value_is_turned else 1)
+  axes = ((turned.ndim - 1,), (0 if value_is_turned else 1,))
   return _product(turned, value.astype(turned.dtype), axes, precision)
 
 
@@ -71,11 +71,10 @@ def _factor_dtype(dtype, rounded: bool) -> Any:
 
 
 def _product(left, right, axes, precision) -> Array:
-  """The sum over an axis of each, in float32 or better: `[M, N]`."""
+  """The product summed over axes of each, in float32 or better."""
   dtype = jnp.promote_types(left.dtype, jnp.float32)
-  dimensions = (((axes[0],), (axes[1],)), ((), ()))
   return jax.lax.dot_general(
-    left, right, dimensions, precision, preferred_element_type=dtype
+    left, right, (axes, ((), ())), precision, preferred_element_type=dtype
   )
 
 
@@ -153,7 +152,7 @@ class Product(NamedTuple):
       if factor.ndim == 1:
         made = factor[:, None] * gradient[None]
       else:
-        made = _product(factor, gradient, (1, 0), params['precision'])
+        made = _product(factor, gradient, ((1,), (0,)), params['precision'])
       if params['value_is_turned']:
         return made
       # XLA must not turn the product that made it instead.
@@ -216,7 +215,7 @@ def weight_gradient(like, product, weight, values, d_sums) -> Array:
     and product.equation.invars[0] is product.value
     and weight.ndim == 2
   )
-  if plain and not _lies_explicitly(values):
+  if plain and not lies_explicitly(values):
     precision = product.equation.params['precision']
     return jnp.einsum('tbk,tbn->kn', values, d_sums, precision=precision)
   over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
@@ -224,26 +223,25 @@ def weight_gradient(like, product, weight, values, d_sums) -> Array:
   return pull(d_sums)[0]
 
 
-def _lies_explicitly(x: Array) -> bool:
+def lies_explicitly(x: Array) -> bool:
   """Whether an array's type says over which devices it is spread."""
   mesh = jax.typeof(x).sharding.mesh
   return not (mesh.empty or mesh.are_all_axes_auto)
 
 
 def turned_rows(d_sums: Array, dtype) -> Array:
-  """Gradients of a turned sum, `[T, N, B]` or `[T, B]`: `[TB, N]` or `[TB]`."""
+  """Gradients of turned sums as rows: `[T, N, B]` to `[T, B, N]`."""
   d_sums = d_sums.astype(dtype)
   if d_sums.ndim == 2:
-    return d_sums.ravel()
+    return d_sums
   # XLA must not turn the product that these are for instead.
-  rows = jax.lax.optimization_barrier(d_sums.transpose(0, 2, 1))
-  return rows.reshape(-1, rows.shape[-1])
+  return jax.lax.optimization_barrier(d_sums.transpose(0, 2, 1))
 
 
 def turned_weight_gradient(product, columns: Array, rows: Array) -> Array:
-  """Of values `[K, T, B]` and what `turned_rows` gives: `[K, N]` or `[K]`."""
-  left = columns.reshape(columns.shape[0], -1)
-  gradient = _product(left, rows, (1, 0), product.equation.params['precision'])
+  """Of values `[K, T, B]` and gradients `[T, B, N]` or `[T, B]`: as a weight."""
+  precision = product.equation.params['precision']
+  gradient = _product(columns, rows, ((1, 2), (0, 1)), precision)
   # XLA must not turn the product if the gradient is transposed.
   return jax.lax.optimization_barrier(gradient)
 
