@@ -209,15 +209,14 @@ def weight_gradient(like, product, weight, values, d_sums) -> Array:
   """One product over all steps and rows."""
   # As JAX forms it, transposed, XLA makes it slower; but it knows where the
   # result lies if the program says where everything does.
+  params = product.equation.params
   plain = (
     product.equation.primitive is primitives.dot_general_p
     and is_product_of_rows(product.equation)
     and product.equation.invars[0] is product.value
-    and weight.ndim == 2
   )
   if plain and not lies_explicitly(values):
-    precision = product.equation.params['precision']
-    return jnp.einsum('tbk,tbn->kn', values, d_sums, precision=precision)
+    return _product(values, d_sums, ((0, 1), (0, 1)), params['precision'])
   over_steps = lambda w: jax.vmap(lambda x: product.apply(like, x, w))
   _, pull = jax.vjp(lambda w: over_steps(w)(values), weight)
   return pull(d_sums)[0]
