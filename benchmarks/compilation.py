@@ -4,9 +4,9 @@
 
 From tracing to the program, in turn: the step as configs/quickstart.py trains
 it; the same with XLA's own options (`train.quick_compile` off); the naive flax
-recogniser in that step in the place of ours, with XLA's own options; and its
-gradient with optax's update alone, as one would write them first. The naive one
-has the location scorer, which is less to compile than the quickstart's.
+recogniser of the same options in that step, in the place of ours, with XLA's own
+options; and its gradient with optax's update alone, as one would write them
+first.
 """
 
 import argparse
@@ -33,8 +33,13 @@ _SUBJECTS = ('own_options', 'naive_step', 'naive_flax')
 class _Naive:
   """The naive recogniser as `train.make_train_step` calls a model."""
 
-  def __init__(self, sizes: tuple[int, ...]):
-    self._module = naive_flax.Recogniser(_CLASSES, sizes)
+  def __init__(self, model: ml_collections.ConfigDict):
+    self._module = naive_flax.Recogniser(
+      _CLASSES,
+      (model.hidden_size,) * model.num_layers,
+      scorer_size=model.scorer_size,
+      position_code=model.position_code,
+    )
 
   def init(self, key, features):
     return self._module.init({'params': key, 'noise': key}, features)
@@ -104,7 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   """Measures everything; returns what `--json` writes."""
   config = config_lib.resolve(quickstart.get_config())
   ours = train.make_model(config, _CLASSES, _SHAPE)
-  naive = _Naive((config.model.hidden_size,) * config.model.num_layers)
+  naive = _Naive(config.model)
   quick = runtime.quick_compilation(config.train.quick_compile)
   subjects: dict[str, tuple[Callable, tuple, dict]] = {
     'ours': (*_trainers_step(config, ours), quick),

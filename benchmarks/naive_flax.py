@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hman_jax.attention.position import position_code
 from hman_jax.cells import HMLSTMLayerParams
 
 _GATES = 'ifog'
@@ -21,14 +22,18 @@ class Cell(nn.RNNCellBase):
 
   Attributes:
     hidden_sizes: units of each layer, bottom first.
-    attention: 'soft' or 'gumbel_adaptive', by the location scorer.
+    attention: 'soft' or 'gumbel_adaptive'.
     deterministic: draw nothing; else noise comes from the stream 'noise'.
+    scorer_size: width of the content scorer; 0: the location scorer.
+    position_code: 'none', 'onehot' or 'sincos'.
     temperature: of the boundaries.
   """
 
   hidden_sizes: tuple[int, ...]
   attention: str = 'gumbel_adaptive'
   deterministic: bool = False
+  scorer_size: int = 0
+  position_code: str = 'none'
   temperature: float = 0.3
 
   @nn.compact
@@ -67,7 +72,10 @@ class Cell(nn.RNNCellBase):
     return carry, jnp.concatenate(new_hs, axis=-1)
 
   def _attend(self, features, h):
-    logits = nn.Dense(features.shape[-2], name='location')(h)
+    code = jnp.asarray(
+      position_code(self.position_code, features.shape[-2]), features.dtype
+    )
+    logits = self._scores(features, code, h)
     if self.attention == 'soft':
       weights = nn.softmax(logits)
     else:
@@ -78,7 +86,20 @@ class Cell(nn.RNNCellBase):
       soft = nn.softmax(logits / tau)
       hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1])
       weights = soft + jax.lax.stop_gradient(hard - soft)
+    code = jnp.broadcast_to(code, (*features.shape[:-1], code.shape[-1]))
+    features = jnp.concatenate([features, code], axis=-1)
     return jnp.einsum('bn,bnd->bd', weights, features)
+
+  def _scores(self, features, code, h):
+    if not self.scorer_size:
+      return nn.Dense(features.shape[-2], name='location')(h)
+    dense = lambda name, **kw: nn.Dense(self.scorer_size, name=name, **kw)
+    hidden = dense('feature', use_bias=False)(features)
+    if code.shape[-1]:
+      hidden += dense('position', use_bias=False)(code)[None]
+    hidden += dense('state')(h)[:, None]
+    score = nn.Dense(1, use_bias=False, name='score')
+    return score(jnp.tanh(hidden))[..., 0]
 
   def _boundary(self, logit):
     if not self.deterministic:
@@ -106,18 +127,26 @@ class Recogniser(nn.Module):
 
   Attributes:
     num_classes: C.
-    hidden_sizes, attention, deterministic: see `Cell`.
+    hidden_sizes and the rest: see `Cell`.
   """
 
   num_classes: int
   hidden_sizes: tuple[int, ...]
   attention: str = 'gumbel_adaptive'
   deterministic: bool = False
+  scorer_size: int = 0
+  position_code: str = 'none'
 
   @nn.compact
   def __call__(self, features):
     """Logits `[B, T, C]` of features `[B, T, N, D]`."""
-    cell = Cell(self.hidden_sizes, self.attention, self.deterministic)
+    cell = Cell(
+      self.hidden_sizes,
+      self.attention,
+      self.deterministic,
+      self.scorer_size,
+      self.position_code,
+    )
     split = {'params': False, 'noise': True}
     hidden = nn.RNN(cell, split_rngs=split, name='rnn')(features)
     return nn.Dense(self.num_classes, name='head')(hidden)
@@ -128,8 +157,7 @@ def copied(model: Recogniser, params: Any, features: Any) -> Any:
 
   Args:
     model: the model to fill.
-    params: the 'params' of a `hman_jax` recogniser of the same sizes, with
-      the location scorer.
+    params: the 'params' of a `hman_jax` recogniser of the same options.
     features: `[B, T, N, D]`; only the shape is used.
 
   Returns:
@@ -142,7 +170,13 @@ def copied(model: Recogniser, params: Any, features: Any) -> Any:
     'head': params['head'],
     'location': attention.get('location_logits'),
     'temperature_of': attention.get('inverse_temperature'),
+    'feature': attention.get('feature_projection'),
+    'position': attention.get('position_projection'),
+    'state': attention.get('state_projection'),
   }
+  if 'content_weights' in attention:
+    column = np.asarray(attention['content_weights'])[:, None]
+    flat['score'] = {'kernel': column}
   for l, layer in enumerate(cell.layers):
     flat.update(_layer(f'layer{l}', layer))
 

@@ -15,9 +15,9 @@ LARGEST = 1 << 16  # numbers of an array that is stacked; copies of more cost
 class Stacking:
   """Small arrays with the same columns become rows of one array.
 
-  An array keeps its number of axes, so that what is done to matrices alone
-  (weight decay) is done to the same numbers; and its columns, so that what is
-  spread over devices by columns stays so.
+  Vectors and single numbers are not stacked with matrices, so that what is done
+  to matrices alone (weight decay) is done to the same numbers; and an array
+  keeps its columns, so that what is spread over devices by columns stays so.
 
   Args:
     tree: arrays, of which shapes and dtypes are used.
@@ -28,8 +28,7 @@ class Stacking:
     self._shapes = [x.shape for x in leaves]
     groups: dict[Any, list[int]] = {}
     for index, x in enumerate(leaves):
-      stacks = x.ndim and x.size <= LARGEST
-      key = (x.shape[1:], x.dtype) if stacks else index
+      key = (x.shape[1:], x.dtype) if x.size <= LARGEST else index
       groups.setdefault(key, []).append(index)
     self._groups = {f'stack_{k}': g for k, g in enumerate(groups.values())}
     self._stacks = jax.tree.structure(dict.fromkeys(self._groups, 0))
@@ -44,7 +43,7 @@ class Stacking:
       )
 
     def stack(part):
-      leaves = jax.tree.leaves(part)
+      leaves = [jnp.atleast_1d(x) for x in jax.tree.leaves(part)]
       return {
         name: jnp.concatenate([leaves[k] for k in group])
         if len(group) > 1 else leaves[group[0]]
@@ -64,10 +63,10 @@ class Stacking:
       for name, group in self._groups.items():
         start = 0
         for k in group:
-          leaves[k] = part[name]
-          if len(group) > 1:
-            end = start + self._shapes[k][0]
-            leaves[k], start = part[name][start:end], end
+          shape = self._shapes[k]
+          rows = shape[0] if shape else 1
+          leaves[k] = part[name][start : start + rows].reshape(shape)
+          start += rows
       return jax.tree.unflatten(self._tree, leaves)
 
     return _map_parts(split, is_stacks, trees)

@@ -312,8 +312,12 @@ def make_train_step(
 
 def _is_finite(tree) -> jax.Array:
   """Whether all numbers are."""
-  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
-  return jnp.stack(leaves).all()
+  # Of arrays of the same shape at once: fewer programs to compile.
+  of_shape: dict[Any, jax.Array] = {}
+  for x in jax.tree.leaves(tree):
+    finite = jnp.isfinite(x)
+    of_shape[x.shape] = of_shape.get(x.shape, True) & finite
+  return jnp.stack([finite.all() for finite in of_shape.values()]).all()
 
 
 def _mean_over_parts(function, batch, keys, num_parts: int):
