@@ -3,10 +3,9 @@
   python -m benchmarks.compilation [--repeats=7] [--json=OUT]
 
 From tracing to the program, in turn: the step as configs/quickstart.py trains
-it; the same with XLA's own options (`train.quick_compile` off); the naive flax
-recogniser of the same options in that step, in the place of ours, with XLA's own
-options; and its gradient with optax's update alone, as one would write them
-first.
+it; the same with XLA's own options (`train.quick_compile` off); with these, the
+naive flax recogniser in that step, in the place of ours; and its gradient with
+optax's update alone, as one would write them first.
 """
 
 import argparse

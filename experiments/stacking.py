@@ -4,6 +4,7 @@ XLA compiles programs of their own for every array that a step updates, and a
 model has dozens of small ones: biases, columns, gates of small layers.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,22 +14,27 @@ LARGEST = 1 << 16  # numbers of an array that is stacked; copies of more cost
 
 
 class Stacking:
-  """Small arrays with the same columns become rows of one array.
+  """Small vectors and numbers become one vector, small matrices one matrix.
 
-  Vectors and single numbers are not stacked with matrices, so that what is done
-  to matrices alone (weight decay) is done to the same numbers; and an array
-  keeps its columns, so that what is spread over devices by columns stays so.
+  They are not mixed, so that what is done to matrices alone (weight decay) is
+  done to the same numbers.
 
   Args:
     tree: arrays, of which shapes and dtypes are used.
+    by_columns: stack matrices of the same columns only, and keep these, so that
+      what is spread over devices by columns stays so.
   """
 
-  def __init__(self, tree: Any):
+  def __init__(self, tree: Any, by_columns: bool = False):
     leaves, self._tree = jax.tree.flatten(tree)
     self._shapes = [x.shape for x in leaves]
+    keeps = lambda x: (by_columns and x.size) or x.size > LARGEST
+    self._columns = [
+      (x.shape if keeps(x) else (1,) * x.ndim)[1:] for x in leaves
+    ]
     groups: dict[Any, list[int]] = {}
     for index, x in enumerate(leaves):
-      key = (x.shape[1:], x.dtype) if x.size <= LARGEST else index
+      key = (self._columns[index], x.dtype) if x.size <= LARGEST else index
       groups.setdefault(key, []).append(index)
     self._groups = {f'stack_{k}': g for k, g in enumerate(groups.values())}
     self._stacks = jax.tree.structure(dict.fromkeys(self._groups, 0))
@@ -43,7 +49,10 @@ class Stacking:
       )
 
     def stack(part):
-      leaves = [jnp.atleast_1d(x) for x in jax.tree.leaves(part)]
+      leaves = [
+        x.reshape(-1, *columns)
+        for x, columns in zip(jax.tree.leaves(part), self._columns)
+      ]
       return {
         name: jnp.concatenate([leaves[k] for k in group])
         if len(group) > 1 else leaves[group[0]]
@@ -63,8 +72,8 @@ class Stacking:
       for name, group in self._groups.items():
         start = 0
         for k in group:
-          shape = self._shapes[k]
-          rows = shape[0] if shape else 1
+          shape, columns = self._shapes[k], self._columns[k]
+          rows = math.prod(shape) // math.prod(columns)
           leaves[k] = part[name][start : start + rows].reshape(shape)
           start += rows
       return jax.tree.unflatten(self._tree, leaves)

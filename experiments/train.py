@@ -272,7 +272,7 @@ def make_train_step(
     gradient, loss, metrics, reward = mean_over_devices(
       _mean_over_parts(part, batch, row_keys, train.accumulate_steps), axis_name
     )
-    stacking = Stacking(state.params)
+    stacking = Stacking(state.params, by_columns=train.model_devices > 1)
     gradient, state = stacking.pack((gradient, state))
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
@@ -299,9 +299,9 @@ def make_train_step(
     old = state._replace(step=state.step + 1, skipped=state.skipped + 1)
     wrong = jnp.where(finite, jnp.where(_is_finite(new), 0.0, 2.0), 1.0)
     metrics['nonfinite'] = wrong
-    state = stacking.unpack(
-      jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
-    )
+    chosen = jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
+    # Chosen whole, not again in the program of each part.
+    state = stacking.unpack(jax.lax.optimization_barrier(chosen))
     metrics['skipped'] = state.skipped.astype(jnp.float32)
     if 'signal' in batch:  # of any of several processes
       metrics['signal'] = jnp.max(batch['signal'])

@@ -27,15 +27,37 @@ def _tree(seed, shapes=None):
 def test_what_is_stacked_and_that_it_comes_back():
   tree = _tree(0)
   packed = Stacking(tree).pack(tree)
-  # Vectors; matrices of 4 columns, of 2; arrays of (3, 4); and the number.
+  # Vectors and the number; matrices; arrays of three axes.
   shapes = sorted(x.shape for x in packed.values())
-  assert shapes == [(), (2, 2), (3, 3, 4), (11,), (15, 4)]
+  assert shapes == [(12,), (36, 1, 1), (64, 1)]
+  numbers = lambda *parts: sorted(np.concatenate([np.ravel(p) for p in parts]))
+  names = 'gates', 'more', 'one', 'table'
+  matrices = numbers(*(tree['a'][k] for k in names), *tree['b'])
+  found = next(x for x in packed.values() if x.shape == (64, 1))
+  assert numbers(found) == matrices
+  chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
+
+
+def test_stacking_by_columns():
+  tree = _tree(0)
+  stacks = Stacking(tree, by_columns=True)
+  packed = stacks.pack(tree)
+  # Vectors and the number; matrices of 4 columns, of 2; arrays of (3, 4).
+  shapes = sorted(x.shape for x in packed.values())
+  assert shapes == [(2, 2), (3, 3, 4), (12,), (15, 4)]
   rows = np.concatenate(
     [tree['a'][k] for k in ('gates', 'more', 'one')] + tree['b']
   )
   found = next(x for x in packed.values() if x.shape == (15, 4))
   assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, rows.tolist()))
-  chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
+  chex.assert_trees_all_equal(stacks.unpack(packed), tree)
+
+
+@pytest.mark.parametrize('by_columns', [False, True])
+def test_arrays_without_numbers(by_columns):
+  tree = {'none': jnp.zeros((0, 4)), 'empty': jnp.zeros((4, 0)), 'a': _tree(0)}
+  stacks = Stacking(tree, by_columns)
+  chex.assert_trees_all_equal(stacks.unpack(stacks.pack(tree)), tree)
 
 
 def test_large_arrays_and_other_types_stay_by_themselves(monkeypatch):
@@ -47,7 +69,7 @@ def test_large_arrays_and_other_types_stay_by_themselves(monkeypatch):
   packed = Stacking(tree).pack(tree)
   kinds = sorted((x.shape, str(x.dtype)) for x in packed.values())
   assert kinds == [
-    ((3, 4), 'int32'), ((4, 4), 'float32'), ((4, 4), 'float32'),
+    ((4, 4), 'float32'), ((12, 1), 'int32'), ((16, 1), 'float32'),
   ]  # fmt: skip
   chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
 
@@ -75,7 +97,7 @@ def test_columns_that_are_spread_over_devices_stay_so():
     k: jax.device_put(jnp.ones((rows, 8)), columns)
     for k, rows in (('bottom_up', 3), ('recurrent', 5))
   }
-  stacks = Stacking(tree)
+  stacks = Stacking(tree, by_columns=True)
   (stack,) = jax.jit(stacks.pack)(tree).values()
   assert stack.sharding.is_equivalent_to(columns, 2)
   back = jax.jit(lambda t: stacks.unpack(stacks.pack(t)))(tree)

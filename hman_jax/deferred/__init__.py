@@ -17,9 +17,7 @@ function, and spends less. It reads the step's equations (its jaxpr) once:
   a copy: all that such a step saves is written as one vector.
 - An input that is not differentiated gets no gradient, and inputs are read
   where they lie, one step's slice at a time.
-
-On a CPU a large product of bfloat16 factors has the weight as its left factor
-(`products.Product`).
+- On a CPU a step whose products are large has the batch last (`layout`).
 
 Whatever is not part of a sum is differentiated by JAX as it stands: the result
 is that of autodiff for any step, up to the order of summation, and, of bfloat16

@@ -8,7 +8,7 @@ too: to turn it back costs what is gained.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ from hman_jax.deferred.equations import (
   run_equations,
   variables_of,
 )
-from hman_jax.deferred.products import is_product_of_rows, turned_product
+from hman_jax.deferred.products import is_product_of_rows
+from hman_jax.deferred.turned import turned_product
 from hman_jax.types import Array
 
 # Rows and multiply-adds of a product from which on it is faster turned.
@@ -35,21 +36,19 @@ _LEAST_SHARE = 0.75
 # either, if it is as cheaply made one way as the other.
 _Side = Literal['first', 'last', 'either']
 
-_ELEMENTWISE = frozenset(
-  """
-  abs add and atan2 cbrt ceil clamp convert_element_type copy cos div eq erf exp
-  exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min
-  mul ne neg not or pow reduce_precision rem round rsqrt select_n sign sin sqrt
-  square stop_gradient sub tan tanh xor
-  """.split()
-)
+_ELEMENTWISE = {
+  'abs', 'add', 'and', 'atan2', 'cbrt', 'ceil', 'clamp', 'convert_element_type',
+  'copy', 'cos', 'div', 'eq', 'erf', 'exp', 'exp2', 'expm1', 'floor', 'ge',
+  'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt',
+  'max', 'min', 'mul', 'ne', 'neg', 'not', 'or', 'pow', 'reduce_precision',
+  'rem', 'round', 'rsqrt', 'select_n', 'sign', 'sin', 'sqrt', 'square',
+  'stop_gradient', 'sub', 'tan', 'tanh', 'xor',
+}  # fmt: skip
 
-_REDUCTIONS = frozenset(
-  """
-  argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod
-  reduce_sum
-  """.split()
-)
+_REDUCTIONS = {
+  'argmax', 'argmin', 'reduce_and', 'reduce_max', 'reduce_min', 'reduce_or',
+  'reduce_prod', 'reduce_sum',
+}  # fmt: skip
 
 
 class _Plan(NamedTuple):
@@ -87,7 +86,7 @@ def lay_out(
   while True:  # until the carry comes out as it went in
     plan = _plan(jaxpr, given)
     carry = zip(jaxpr.invars[:num_carry], jaxpr.outvars)
-    more = {v for v, new in carry if plan.is_last(new) and v.aval.ndim > 1}
+    more = {v for v, new in carry if plan.is_last(new)}
     if more <= given:
       break
     given |= more
@@ -102,9 +101,7 @@ def lay_out(
 
 def _type_of(v: Any, is_last: bool) -> jax.ShapeDtypeStruct:
   shape = _rotated(v.aval.shape) if is_last else v.aval.shape
-  return jax.ShapeDtypeStruct(
-    shape, v.aval.dtype, weak_type=v.aval.weak_type
-  )
+  return jax.ShapeDtypeStruct(shape, v.aval.dtype, weak_type=v.aval.weak_type)
 
 
 def _rotated(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -112,17 +109,17 @@ def _rotated(sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
-  """The plan of a step of which some arguments are given with the batch last."""
+  """The plan of a step, some of whose arguments have the batch last."""
   depends = dependence(jaxpr)
-  products = [
-    e
+  products = {
+    e.outvars[0]: e
     for e in jaxpr.eqns
     if is_product_of_rows(e)
-    and all(isinstance(n, int) for v in e.invars for n in v.aval.shape)
     and depends[e.invars[0]] != CONSTANTS == depends[e.invars[1]]
-  ]
-  gaining = [e for e in products if _gains(*e.invars)]
-  if _work(gaining) < _LEAST_SHARE * _work(products):
+    and _has_known_size(e)
+  }
+  gaining = [e for e in products.values() if _gains(*e.invars)]
+  if _work(gaining) < _LEAST_SHARE * _work(products.values()):
     gaining = []
   # Whatever has one product turned has all: its values are then kept once.
   factors = {e.invars[0] for e in gaining}
@@ -131,17 +128,26 @@ def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
     plan.sides[v] = 'last' if v in given else _side_of(v)
   for equation in jaxpr.eqns:
     way = _way_of(equation, plan.sides)
-    if equation in products:
+    if equation.outvars and equation.outvars[0] in products:
       value = equation.invars[0]
       if value in factors or plan.is_last(value):
         way = 'product'
     plan.ways.append(way)
-    for v in equation.outvars:
+    made: list[Any] = equation.outvars
+    for v in made:
       if v.aval.ndim < 2 or way == 'first':
         plan.sides[v] = _side_of(v)
       else:
         plan.sides[v] = 'either' if way == 'either' else 'last'
   return plan
+
+
+def _has_known_size(equation: core.JaxprEqn) -> bool:
+  """Whether no size is a symbol, and the type float32 or wider."""
+  types: list[Any] = [v.aval for v in equation.invars]
+  return all(
+    isinstance(n, int) and a.dtype.itemsize >= 4 for a in types for n in a.shape
+  )
 
 
 def _side_of(v: Any) -> _Side:
@@ -161,7 +167,7 @@ def _gains(value, weight) -> bool:
   )
 
 
-def _work(products: Sequence[core.JaxprEqn]) -> int:
+def _work(products: Iterable[Any]) -> int:
   """Multiply-adds of one row."""
   return sum(e.invars[1].aval.size for e in products)
 
@@ -172,9 +178,7 @@ def _way_of(equation, sides) -> _Side:
     return 'first'
   if equation.primitive is primitives.broadcast_in_dim_p:
     return 'either'
-  arrays = {
-    sides[v] for v in variables_of(equation.invars) if v.aval.ndim > 1
-  }
+  arrays = {sides[v] for v in variables_of(equation.invars) if v.aval.ndim > 1}
   if 'last' in arrays:
     return 'last'
   return 'either' if arrays == {'either'} else 'first'
@@ -204,12 +208,12 @@ def _batch_last(equation) -> dict[str, Any] | None:
       'shape': _rotated(made) if made else (),
       'broadcast_dimensions': tuple(a - 1 for a in axes),
     }
-  if name == 'reshape' and params['dimensions'] is None:
-    if made and shapes[0] and made[0] == shapes[0][0]:
-      return {**params, 'new_sizes': _rotated(made)}
+  same_rows = made and shapes and shapes[0][:1] == made[:1]
+  if name == 'reshape' and params['dimensions'] is None and same_rows:
+    return {**params, 'new_sizes': _rotated(made)}
   if name == 'squeeze' and 0 not in params['dimensions']:
     return {**params, 'dimensions': tuple(d - 1 for d in params['dimensions'])}
-  if name == 'slice' and made[0] == shapes[0][0]:
+  if name == 'slice' and same_rows:
     return {k: v and _rotated(v) for k, v in params.items()}
   along = {'concatenate': 'dimension', 'split': 'axis'}.get(name)
   if along and params[along]:
@@ -255,8 +259,11 @@ def _run(closed, plan: _Plan, turned, *arguments) -> list[Array]:
     without = equation.primitive is primitives.broadcast_in_dim_p and (
       equation.params['broadcast_dimensions'][:1] != (0,)
     )
-    operands = [read(v, 'first' if without else 'last') for v in equation.invars]
-    made = equation.primitive.bind(*operands, **_batch_last(equation))
+    operands = [
+      read(v, 'first' if without else 'last') for v in equation.invars
+    ]
+    params = _batch_last(equation) or {}
+    made = equation.primitive.bind(*operands, **params)
     return made if equation.primitive.multiple_results else [made]
 
   for v, x in zip(jaxpr.constvars, closed.consts):

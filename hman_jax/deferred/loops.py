@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from hman_jax.deferred import turned
 from hman_jax.deferred.equations import is_float, value_in
 from hman_jax.deferred.products import (
   bias_gradient,
-  turned_rows,
-  turned_weight_gradient,
   weight_gradient,
 )
 from hman_jax.deferred.splitting import segments, split
@@ -24,6 +23,7 @@ from hman_jax.types import Array
 
 def _loop(steps: Steps, consts, carry, inputs, keys, order, save: bool):
   """Runs steps: (carry, (outputs, saved))."""
+
   def body(carry, at):
     index, keys = at
     env = _env(steps, consts, carry, inputs, keys, index)
@@ -126,7 +126,7 @@ def forward(steps: Steps, remat, *args):
       steps, consts, carry, inputs, keys, order
     )
   else:
-      last, (outputs, saved) = _loop(
+    last, (outputs, saved) = _loop(
       steps, consts, carry, inputs, keys, order, save=True
     )
   return (last, outputs), (perturbed, consts, inputs, keys, order, saved)
@@ -162,7 +162,7 @@ def backward(steps: Steps, remat, residuals, cotangents):
     d_consts = {
       i: jnp.zeros_like(consts[i]) for i in _with_gradient(steps, perturbed)
     }
-  
+
     def segment(back, at):
       d_carry, d_consts = back
       carry, order, keys, given = at
@@ -231,19 +231,16 @@ def _reverse(
             if v in steps.direct and i in differentiated]  # fmt: skip
   moving = [i for i, flag in enumerate(perturbed.inputs) if flag]
 
-  turned = [
+  products = [
     product
     for total in steps.sums.values()
     for product in total.products
-    if product.is_turned and index_of[product.weight] in differentiated
+    if index_of[product.weight] in differentiated
   ]
-  in_columns = list(dict.fromkeys(product.column for product in turned))
-  stacked = list(dict.fromkeys(
-    product.value
-    for total in steps.sums.values()
-    for product in total.products
-    if not product.is_turned and index_of[product.weight] in differentiated
-  ))  # fmt: skip
+  in_columns = list(
+    dict.fromkeys(turned.column_of(p.equation) for p in products if p.is_turned)
+  )
+  stacked = list(dict.fromkeys(p.value for p in products if not p.is_turned))
 
   def body(back, at):
     d_carry, d_direct, sums, columns = back
@@ -301,7 +298,7 @@ def _reverse(
   # A loop that writes columns is the transposition that XLA leaves to itself:
   # it would fold any other into the product.
   length = order.shape[0]
-  columns = [column.zeros(length) for column in in_columns]
+  columns = [column.empty(length) for column in in_columns]
   sums, *saved = saved
   d_direct = [jnp.zeros_like(consts[i]) for i in direct]
   (d_carry, d_direct, d_sums, columns), made = jax.lax.scan(
@@ -320,14 +317,15 @@ def _reverse(
   value_of = dict(zip(stacked, values))
   columns_of = dict(zip(in_columns, columns))
   for total, d_sum in zip(steps.sums.values(), d_sums):
-    rows = functools.cache(functools.partial(turned_rows, d_sum))
+    rows_of = functools.cache(functools.partial(turned.rows_of, d_sum))
     for product in total.products:
       at = index_of[product.weight]
       if at not in differentiated:
         continue
       if product.is_turned:
-        gradient = turned_weight_gradient(
-          product, columns_of[product.column], rows(product.factor_dtype)
+        column = turned.column_of(product.equation)
+        gradient = turned.weight_gradient(
+          product.equation, columns_of[column], rows_of(column.dtype)
         )
       else:
         gradient = weight_gradient(

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
