@@ -86,8 +86,9 @@ class Cell(nn.RNNCellBase):
       soft = nn.softmax(logits / tau)
       hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1])
       weights = soft + jax.lax.stop_gradient(hard - soft)
-    code = jnp.broadcast_to(code, (*features.shape[:-1], code.shape[-1]))
-    features = jnp.concatenate([features, code], axis=-1)
+    if code.shape[-1]:
+      code = jnp.broadcast_to(code, (*features.shape[:-1], code.shape[-1]))
+      features = jnp.concatenate([features, code], axis=-1)
     return jnp.einsum('bn,bnd->bd', weights, features)
 
   def _scores(self, features, code, h):

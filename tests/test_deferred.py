@@ -130,7 +130,7 @@ def _gradients(seed, remat=False, dtype=jnp.float32, factors='float32'):
 
 
 @pytest.mark.parametrize('seed', range(2))
-def test_equals_autodiff(seed):
+def test_equals_autodiff(layouts, seed):
   results = _gradients(seed)
   _assert_close(results['deferred'], results['autodiff'])
 
@@ -144,7 +144,7 @@ def test_equals_autodiff_widely(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [101])
-def test_equals_autodiff_in_float64(seed):
+def test_equals_autodiff_in_float64(layouts, seed):
   with jax.enable_x64(True):
     results = _gradients(seed, dtype=jnp.float64)
     assert results['deferred'][0][0].dtype == jnp.float64
@@ -152,7 +152,7 @@ def test_equals_autodiff_in_float64(seed):
 
 
 @pytest.mark.parametrize('seed', [5])
-def test_remat_equals_autodiff(seed):
+def test_remat_equals_autodiff(layouts, seed):
   results = _gradients(seed, remat=True)
   _assert_close(results['deferred'], results['autodiff'])
 
@@ -337,6 +337,24 @@ def _parts(w, c, x, key):
   return c + c @ w[:, 0][:, None], spread[:, 1:3].squeeze()
 
 
+def _made_of_nothing(w, c, x, key):
+  """A product, and parts, of what no step and no weight has a hand in."""
+  fixed = jnp.eye(2, 4) @ w + jnp.broadcast_to(jnp.arange(4.0), (2, 4)) @ w
+  left, right = jnp.split(jnp.broadcast_to(w[0], (2, 4)), 2, axis=-1)
+  return jnp.tanh(c @ w + fixed) + jnp.tile(left * right, 2), x @ w
+
+
+def _whole_numbers(w, c, x, key):
+  large = jnp.full((4, 4), 2**25 + 1)
+  odd = ((x > 0).astype(jnp.int32) @ large) % 2
+  return jnp.tanh(c @ w + x) * odd, x @ w
+
+
+def _mixed_sum(w, c, x, key):
+  c = jnp.tanh(x[:, :1] @ w[:1] + c @ w + w[:1] + x @ w)
+  return c, c
+
+
 def _nested(w, c, x, key):
   loop = lambda i, c: jax.jit(lambda c: jnp.tanh(c @ w))(c)
   c = jax.lax.cond(jnp.sum(x) > 0, lambda c: c @ w, lambda c: c, c)
@@ -346,7 +364,8 @@ def _nested(w, c, x, key):
 _STEPS = (
   _shared, _also_elsewhere, _on_the_left, _cast_and_reshaped, _rounded,
   _three_axes, _precise, _without_products, _sum_used_twice, _sum_given_out,
-  _weight_given_out, _noisy, _parts, _nested,
+  _weight_given_out, _noisy, _parts, _made_of_nothing, _whole_numbers,
+  _mixed_sum, _nested,
 )  # fmt: skip
 
 
@@ -603,6 +622,35 @@ def test_sizes_of_weights_may_be_symbols(layouts):
   _assert_close(exported.call(*args), gradient(*args), 1e-2)
 
 
+def test_weights_alone_may_lie_explicitly(layouts):
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Explicit,))
+  c, x = jnp.ones((8, 6)), jnp.ones((8, 5, 6))
+
+  def loss(w):
+    step = lambda c, x, key: (jnp.tanh(c @ w + x), c)
+    return jnp.sum(unroll(step, c, x)[0])
+
+  w = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
+  everywhere = jax.device_put(w, NamedSharding(mesh, PartitionSpec()))
+  run = jax.jit(jax.grad(loss))
+  _assert_close(run(everywhere), run(w))
+
+
+def test_a_sum_of_which_one_product_is_large_stays_one(monkeypatch):
+  monkeypatch.setattr(layout, '_LEAST_WORK', 32 * 64 * 64)
+  w, u = jnp.ones((64, 64)) / 64, jnp.ones((2, 64))
+  c, x = jnp.ones((32, 64)), jnp.ones((32, 9, 2))
+
+  def loss(w, u):
+    step = lambda c, x, key: (jnp.tanh(c @ w + x @ u), None)
+    return jnp.sum(unroll(step, c, x)[0])
+
+  _, backward = _scans(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, u).jaxpr)
+  sums = [v for v in backward.outvars if v.aval.shape == (9, 64, 32)]
+  assert len(sums) == 1
+  assert not any(v.aval.shape == (9, 32, 64) for v in backward.outvars)
+
+
 def test_effects_happen_once_a_step(layouts):
   seen = []
 
@@ -626,5 +674,6 @@ def test_errors():
     models.create(2, backward='fast')  # pyright: ignore
   with pytest.raises(TypeError, match='body: expected a carry of structure'):
     deferred.scan(lambda c, at: ((c, c), c), x[:, 0], x, length=2)
-  with pytest.raises(TypeError, match='carry'):
-    deferred.scan(lambda c, at: (c[:, :1], c), x[:, 0], x, length=2)
+  for length in (2, 9):
+    with pytest.raises(TypeError, match='carry'):
+      deferred.scan(lambda c, at: (c[:, :1], c), x[:, 0], x, length=length)

@@ -109,7 +109,8 @@ def scan(
     [_without(x, axis=1) for x in flat_inputs],
     [_without(k, axis=0) for k in flat_keys],
   )
-  may_turn = _may_turn(length, remat, [*flat_carry, *flat_inputs])
+  arrays = [*flat_carry, *flat_inputs, *closed.consts]
+  may_turn = _may_turn(length, remat, arrays)
   steps, consts, turned = read_step(
     closed, len(flat_carry), len(flat_inputs), may_turn
   )

@@ -18,6 +18,7 @@ from jax.extend.core import primitives
 
 from hman_jax.deferred.equations import (
   CONSTANTS,
+  LOOP,
   dependence,
   run_equations,
   variables_of,
@@ -82,6 +83,9 @@ def lay_out(
     is last; of its carry that holds for the arguments, too.
   """
   jaxpr = closed.jaxpr
+  types = lambda atoms: [(v.aval.shape, v.aval.dtype) for v in atoms]
+  if types(jaxpr.invars[:num_carry]) != types(jaxpr.outvars[:num_carry]):
+    return closed, [False] * len(jaxpr.outvars)  # an error, reported by `scan`
   given = set()
   while True:  # until the carry comes out as it went in
     plan = _plan(jaxpr, given)
@@ -94,12 +98,12 @@ def lay_out(
   turned += [plan.is_last(v) for v in jaxpr.outvars[num_carry:]]
   if 'product' not in plan.ways:
     return closed, turned
-  arguments = [_type_of(v, v in given) for v in jaxpr.invars]
+  arguments = [_argument(v, v in given) for v in jaxpr.invars]
   run = functools.partial(_run, closed, plan, turned)
   return jax.make_jaxpr(run)(*arguments), turned
 
 
-def _type_of(v: Any, is_last: bool) -> jax.ShapeDtypeStruct:
+def _argument(v: Any, is_last: bool) -> jax.ShapeDtypeStruct:
   shape = _rotated(v.aval.shape) if is_last else v.aval.shape
   return jax.ShapeDtypeStruct(shape, v.aval.dtype, weak_type=v.aval.weak_type)
 
@@ -110,26 +114,15 @@ def _rotated(sizes: Sequence[int]) -> tuple[int, ...]:
 
 def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
   """The plan of a step, some of whose arguments have the batch last."""
-  depends = dependence(jaxpr)
-  products = {
-    e.outvars[0]: e
-    for e in jaxpr.eqns
-    if is_product_of_rows(e)
-    and depends[e.invars[0]] != CONSTANTS == depends[e.invars[1]]
-    and _has_known_size(e)
-  }
-  gaining = [e for e in products.values() if _gains(*e.invars)]
-  if _work(gaining) < _LEAST_SHARE * _work(products.values()):
-    gaining = []
-  # Whatever has one product turned has all: its values are then kept once.
-  factors = {e.invars[0] for e in gaining}
+  products = _products(jaxpr)
+  factors = _turned_factors(jaxpr, products)
   plan = _Plan({}, [])
   for v in (*jaxpr.constvars, *jaxpr.invars):
     plan.sides[v] = 'last' if v in given else _side_of(v)
   for equation in jaxpr.eqns:
     way = _way_of(equation, plan.sides)
     if equation.outvars and equation.outvars[0] in products:
-      value = equation.invars[0]
+      value = products[equation.outvars[0]].invars[0]
       if value in factors or plan.is_last(value):
         way = 'product'
     plan.ways.append(way)
@@ -142,12 +135,46 @@ def _plan(jaxpr: core.Jaxpr, given: set[Any]) -> _Plan:
   return plan
 
 
-def _has_known_size(equation: core.JaxprEqn) -> bool:
-  """Whether no size is a symbol, and the type float32 or wider."""
-  types: list[Any] = [v.aval for v in equation.invars]
-  return all(
-    isinstance(n, int) and a.dtype.itemsize >= 4 for a in types for n in a.shape
+def _products(jaxpr: core.Jaxpr) -> dict[Any, core.JaxprEqn]:
+  """The products that may be turned, by the variable that they define."""
+  depends = dependence(jaxpr)
+  return {
+    e.outvars[0]: e
+    for e in jaxpr.eqns
+    if is_product_of_rows(e)
+    and depends[e.invars[0]] == LOOP
+    and depends[e.invars[1]] == CONSTANTS
+    and all(map(_is_known, e.invars))
+  }
+
+
+def _is_known(v: Any) -> bool:
+  """Whether it is of float32 or wider, and no size is a symbol."""
+  dtype = v.aval.dtype
+  return (
+    jnp.issubdtype(dtype, jnp.floating)
+    and dtype.itemsize >= 4
+    and all(isinstance(n, int) for n in v.aval.shape)
   )
+
+
+def _turned_factors(jaxpr, products: dict[Any, core.JaxprEqn]) -> set[Any]:
+  """The values whose products are turned."""
+  gaining = [e for e in products.values() if _gains(*e.invars)]
+  if not gaining or _work(gaining) < _LEAST_SHARE * _work(products.values()):
+    return set()
+  factors = {e.invars[0] for e in gaining}
+  # What has one product turned has all, so that it is kept once; so has what
+  # is added to it, so that they stay one sum.
+  added = {v: {e.invars[0]} for v, e in products.items()}
+  for equation in jaxpr.eqns:
+    terms = variables_of(equation.invars)
+    if equation.primitive is primitives.add_p and added.keys() >= set(terms):
+      values = set().union(*(added[v] for v in terms))
+      added[equation.outvars[0]] = values
+      if values & factors:
+        factors |= values
+  return factors
 
 
 def _side_of(v: Any) -> _Side:
@@ -181,7 +208,8 @@ def _way_of(equation, sides) -> _Side:
   arrays = {sides[v] for v in variables_of(equation.invars) if v.aval.ndim > 1}
   if 'last' in arrays:
     return 'last'
-  return 'either' if arrays == {'either'} else 'first'
+  one = len(equation.outvars) == 1
+  return 'either' if one and arrays == {'either'} else 'first'
 
 
 def _batch_last(equation) -> dict[str, Any] | None:

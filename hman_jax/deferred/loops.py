@@ -31,11 +31,7 @@ def _loop(steps: Steps, consts, carry, inputs, keys, order, save: bool):
     read = lambda atoms: [jnp.asarray(value_in(env, v)) for v in atoms]
     saved = None
     if save:
-      get = lambda variables: [env[v] for v in variables]
-      saved = [
-        get(steps.sums),
-        *(_pack(steps, get(variables)) for variables in steps.saved),
-      ]
+      saved = [_pack(steps, [env[v] for v in vs]) for vs in steps.saved]
     return read(steps.carry_out), (read(steps.outputs), saved)
 
   return jax.lax.scan(body, carry, (order, keys))
@@ -245,10 +241,9 @@ def _reverse(
   def body(back, at):
     d_carry, d_direct, sums, columns = back
     position, index, keys, saved, given = at
-    kept = {
-      v: jax.lax.dynamic_index_in_dim(x, position, keepdims=False)
-      for v, x in zip(steps.sums, sums)
-    }
+    kept = {}
+    of_step = lambda x: jax.lax.dynamic_index_in_dim(x, position, 0, False)
+    saved = jax.tree.map(of_step, sums), *saved
     for variables, packed in zip(steps.saved, saved):
       kept.update(zip(variables, _unpack(steps, packed, variables)))
     carry = [
@@ -289,11 +284,10 @@ def _reverse(
     ]
     values = [value_of[v] for v in stacked]
     # A sum is read for the last time: its gradient takes its place.
-    sums = [
-      jax.lax.dynamic_update_index_in_dim(x, d, position, axis=0)
-      for x, d in zip(sums, d_sums)
-    ]
-    return (d_carry, d_direct, sums, columns), [*d_moved, *values]
+    write = lambda x, d: jax.lax.dynamic_update_index_in_dim(x, d, position, 0)
+    sums = jax.tree.map(write, sums, _pack(steps, d_sums))
+    made = _pack(steps, [*d_moved, *values])
+    return (d_carry, d_direct, sums, columns), made
 
   # A loop that writes columns is the transposition that XLA leaves to itself:
   # it would fold any other into the product.
@@ -307,6 +301,8 @@ def _reverse(
     (jnp.arange(length), order, keys, saved, given),
     reverse=True,
   )
+  d_sums = _unpack(steps, d_sums, list(steps.sums))
+  made = _unpack(steps, made, [*(steps.inputs[i] for i in moving), *stacked])
   d_moved, values = made[: len(moving)], made[len(moving) :]
   d_consts = dict(zip(direct, d_direct))
 

@@ -70,17 +70,18 @@ class Steps:
 
   @property
   def packs(self) -> bool:
-    """Whether what a step saves is written as one vector."""
+    """Whether a list of what a step saves is written as one vector."""
     return any(e.primitive is fused_p for e in self.jaxpr.eqns)
 
   @property
-  def saved(self) -> tuple[list[Any], list[Any]]:
-    """The variables that a step saves beside its sums: of its carry, others.
+  def saved(self) -> tuple[list[Any], list[Any], list[Any]]:
+    """The variables that a step saves: its sums, of its carry, and others.
 
-    Apart, so that a new carry may take the place of the old one.
+    Apart, so that a new carry, or a sum's gradient, may take their place.
     """
     carry = [v for v, n in zip(self.carry, self.carry_needed) if n]
-    return carry, [v for v in self.kept if v not in self.sums]
+    others = [v for v in self.kept if v not in self.sums]
+    return list(self.sums), carry, others
 
   def factors(self, consts) -> dict[Any, Array]:
     """Weights for `rerun`, by the variable that their product defines."""
