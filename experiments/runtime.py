@@ -28,8 +28,8 @@ def enable_compilation_cache() -> None:
 def quick_compilation(wanted: bool) -> dict[str, bool | int | str]:
   """`compiler_options` of `jax.jit` for a program that runs for minutes.
 
-  On a CPU it compiles in two thirds of the time, and steps of large models take
-  2 to 10 % longer (benchmarks/README.md, "Compile time").
+  On a CPU it compiles in two thirds of the time or less, and steps of large
+  models take 2 to 10 % longer (benchmarks/README.md, "Compile time").
 
   Args:
     wanted: otherwise XLA's own options.

@@ -16,8 +16,8 @@ LARGEST = 1 << 16  # numbers of an array that is stacked; copies of more cost
 class Stacking:
   """Small vectors and numbers become one vector, small matrices one matrix.
 
-  They are not mixed, so that what is done to matrices alone (weight decay) is
-  done to the same numbers.
+  One of each dtype, and arrays of more axes likewise. They are not mixed: what
+  is done to matrices alone (weight decay) is done to the same numbers.
 
   Args:
     tree: arrays, of which shapes and dtypes are used.

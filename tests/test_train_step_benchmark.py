@@ -2,9 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import train_step
+from benchmarks import naive_flax, train_step
+from hman_jax import models
 
 _TINY = [
   '--batch=2', '--steps=3', '--locations=4', '--size=5', '--hidden=3',
@@ -37,8 +41,6 @@ def test_floor_counts_each_product_three_times():
 
 
 def test_other_work_is_refused(monkeypatch):
-  from benchmarks import naive_flax
-
   copied = naive_flax.copied
 
   def wrong(*args):
@@ -49,6 +51,23 @@ def test_other_work_is_refused(monkeypatch):
   monkeypatch.setattr(naive_flax, 'copied', wrong)
   with pytest.raises(SystemExit, match='naive_flax computes other logits'):
     train_step.main(_TINY)
+
+
+@pytest.mark.parametrize('code', ['none', 'onehot', 'sincos'])
+def test_the_naive_content_scorer_computes_the_same(code):
+  options = {'num_locations': 4, 'scorer_size': 5, 'position_code': code}
+  ours = models.create(
+    3, hidden_sizes=(4, 4), attention_options={'scorer': 'content', **options}
+  )
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 3, 4, 6)), jnp.float32)
+  variables = ours.init(jax.random.key(0), x)
+  naive = naive_flax.Recogniser(
+    3, (4, 4), deterministic=True, scorer_size=5, position_code=code
+  )
+  copied = naive_flax.copied(naive, variables['params'], x)
+  expected = ours.apply(variables, x, deterministic=True).logits
+  np.testing.assert_allclose(naive.apply(copied, x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ function, and spends less. It reads the step's equations (its jaxpr) once:
   Forward, a step saves its carry, its sums s, and what it has decided (noise,
   picks, comparisons). Backward, a step is rebuilt from these, with no product
   and no draw made again, and yields dx_i = ds W_i^T, ds and x_i only.
-- Afterwards dW_i = sum_t x_i^T ds is one matrix product over all steps and
-  rows, and db one sum.
+- ds takes the place of s. Afterwards dW_i = sum_t x_i^T ds is one matrix
+  product over all steps and rows, and db one sum.
 - A `fused` equation, sums and what is made of them in one, keeps its sums and
   brings a derivative of its own. It is for GPUs, where a launch costs more than
-  a copy: all that such a step saves is written as one vector.
+  a copy: what such a step saves is written as few vectors.
 - An input that is not differentiated gets no gradient, and inputs are read
   where they lie, one step's slice at a time.
 - On a CPU a step whose products are large has the batch last (`layout`).

@@ -12,6 +12,7 @@ from hman_jax.deferred.equations import apply_equation
 from hman_jax.precision import rounded_dot_p
 from hman_jax.types import Array
 
+# The primitives of products; `is_product_of_rows` is of those not yet turned.
 PRODUCTS = (
   primitives.dot_general_p,
   rounded_dot_p,
