@@ -11,7 +11,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from hman_jax.deferred import turned
-from hman_jax.deferred.equations import is_float, value_in
+from hman_jax.deferred.equations import (
+  is_float,
+  run_equations,
+  value_in,
+)
 from hman_jax.deferred.products import (
   bias_gradient,
   weight_gradient,
@@ -27,7 +31,7 @@ def _loop(steps: Steps, consts, carry, inputs, keys, order, save: bool):
   def body(carry, at):
     index, keys = at
     env = _env(steps, consts, carry, inputs, keys, index)
-    steps.run(env)
+    run_equations(steps.jaxpr, steps.jaxpr.eqns, env)
     read = lambda atoms: [jnp.asarray(value_in(env, v)) for v in atoms]
     saved = None
     if save:

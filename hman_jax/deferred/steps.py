@@ -92,10 +92,6 @@ class Steps:
       for product in total.products
     }
 
-  def run(self, env: dict[Any, Any]) -> None:
-    """Runs all equations on the values in `env`, which is added to."""
-    run_equations(self.jaxpr, self.jaxpr.eqns, env)
-
   def rerun(self, env, kept: dict[Any, Any], factors: dict[Any, Any]) -> None:
     """Rebuilds from what was kept whatever the derivative depends on."""
     waiting: list[core.JaxprEqn] = []
