@@ -75,8 +75,10 @@ def _trainers_step(config: ml_collections.ConfigDict, model: Any):
   state = jax.eval_shape(
     lambda: train.init_state(config, model, optimizer, _SHAPE)
   )
+  stacks = train.stacking_of(config.train, state.params)
+  moments = jax.eval_shape(stacks.pack, state.opt_state)
   step = train.make_train_step(config, model, optimizer, _STEPS_PER_EPOCH)
-  return step, _arguments(config, state)
+  return step, _arguments(config, state._replace(opt_state=moments))
 
 
 def _plain_step(config: ml_collections.ConfigDict, model: Any):

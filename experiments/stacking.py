@@ -81,6 +81,30 @@ class Stacking:
     return _map_parts(split, is_stacks, trees)
 
 
+class Moments:
+  """Moments of the optimiser, stacked between steps and whole on disk.
+
+  Args:
+    stacking: how; None: they are whole between steps, too.
+    place: sharding of stacks and of what they are made of.
+  """
+
+  def __init__(self, stacking: Stacking | None, place: jax.sharding.Sharding):
+    same = lambda opt_state: opt_state
+    self._pack, self._unpack = same, same
+    if stacking is not None:
+      self._pack = jax.jit(stacking.pack, out_shardings=place)
+      self._unpack = jax.jit(stacking.unpack, out_shardings=place)
+
+  def stacked(self, state: Any) -> Any:
+    """The training state as the steps take it."""
+    return state._replace(opt_state=self._pack(state.opt_state))
+
+  def whole(self, state: Any) -> Any:
+    """The training state as it is saved."""
+    return state._replace(opt_state=self._unpack(state.opt_state))
+
+
 def _map_parts(function, is_part, trees: Any) -> Any:
   """`function` of all parts of trees of a kind; the rest as it is."""
   return jax.tree.map(

@@ -23,7 +23,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.datasets import Splits
 from experiments.errors import ConfigError, StoppedRun
 from experiments.reporting import RunLog
-from experiments.stacking import Stacking
+from experiments.stacking import Moments, Stacking
 from experiments.step_watch import StepWatch
 from experiments.stopping import Stop
 from hman_jax import losses, models, stochastic
@@ -157,6 +157,11 @@ def _copy(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
+def stacking_of(train: ml_collections.ConfigDict, params: Any) -> Stacking:
+  """How small arrays are stacked for the optimiser."""
+  return Stacking(params, by_columns=train.model_devices > 1)
+
+
 def make_train_step(
   config: ml_collections.ConfigDict,
   model,
@@ -178,7 +183,9 @@ def make_train_step(
     is computed, so both give the same numbers. A step whose loss or gradient
     is not finite changes nothing but `step` and `skipped`; its metric
     `nonfinite` is 1. So does one whose new state is not; it is 2. With
-    `batch['signal']` there is a metric `signal`, its largest.
+    `batch['signal']` there is a metric `signal`, its largest. Moments of the
+    optimiser stay as they are given: whole, or stacked by `stacking_of`, which
+    spares to stack them at each step.
   """
   loss_config, train = config.loss, config.train
 
@@ -272,8 +279,10 @@ def make_train_step(
     gradient, loss, metrics, reward = mean_over_devices(
       _mean_over_parts(part, batch, row_keys, train.accumulate_steps), axis_name
     )
-    stacking = Stacking(state.params, by_columns=train.model_devices > 1)
+    stacking = stacking_of(train, state.params)
+    moments = jax.tree.structure(state.opt_state)
     gradient, state = stacking.pack((gradient, state))
+    stay = moments == jax.tree.structure(state.opt_state)
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
     finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
@@ -301,7 +310,10 @@ def make_train_step(
     metrics['nonfinite'] = wrong
     chosen = jax.tree.map(lambda a, b: jnp.where(wrong == 0, a, b), new, old)
     # Chosen whole, not again in the program of each part.
-    state = stacking.unpack(jax.lax.optimization_barrier(chosen))
+    chosen = jax.lax.optimization_barrier(chosen)
+    state = stacking.unpack(chosen)
+    if stay:
+      state = state._replace(opt_state=chosen.opt_state)
     metrics['skipped'] = state.skipped.astype(jnp.float32)
     if 'signal' in batch:  # of any of several processes
       metrics['signal'] = jnp.max(batch['signal'])
@@ -402,12 +414,19 @@ def run(
     first = integrity.make(0, state, {})['arrays']
     distributed.check_same({f'the first {k}': v for k, v in first.items()})
   state = restored or sharding.put(state, places)
+  # Not spread over devices, where stacks would have other places.
+  spread = train.model_devices > 1
+  moments = Moments(
+    None if spread else stacking_of(train, state.params),
+    sharding.everywhere(mesh),
+  )
+  state = moments.stacked(state)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)
   step_fn = jax.jit(
     make_train_step(config, model, optimizer, steps_per_epoch),
     donate_argnums=0,
-    out_shardings=(places, sharding.everywhere(mesh)),
+    out_shardings=(sharding.of_state(state, mesh), sharding.everywhere(mesh)),
     compiler_options=runtime.quick_compilation(train.quick_compile),
   )
   evaluator = evaluation.Evaluator(config, model, mesh)
@@ -437,14 +456,14 @@ def run(
         scores = evaluator.score(
           state.evaluated(), splits.validation, check=stop.agree
         )
-        checkpoints.save_best(step, state, scores['acc/top1'])
+        checkpoints.save_best(step, moments.whole(state), scores['acc/top1'])
         log.evaluation(step, 'validation', scores)
       if step > start and (step % config.checkpoint.every == 0 or is_last):
         watch.check()
         distributed.beat(f'saving step {step}')
-        checkpoints.save(step, state)
+        checkpoints.save(step, moments.whole(state))
       if is_last:
-        return state
+        return moments.whole(state)
       stop.check()
       step += 1
       waiting = time.perf_counter()
@@ -476,7 +495,7 @@ def run(
     watch.check()
     if step:
       distributed.beat(f'saving step {step}')
-      checkpoints.save(step, state)
+      checkpoints.save(step, moments.whole(state))
     done = f'; step {step} is saved' if step else ' before the first step'
     raise StoppedRun(
       e.number, f'stopped{done}. The same command goes on.'

@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AxisType,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+)
 
 from configs import quickstart
 from data import pipeline
@@ -27,6 +32,7 @@ from experiments import datasets, evaluation, sharding, train
 from experiments.checkpoint import Checkpoints
 from experiments.errors import NonFiniteError, StoppedRun
 from experiments.reporting import RunLog
+from experiments.stacking import Moments
 from experiments.step_watch import StepWatch
 from experiments.stopping import Stop
 
@@ -282,6 +288,34 @@ def test_an_update_that_overflows_changes_nothing():
   assert (int(after.step), int(after.skipped)) == (1, 1)
   chex.assert_trees_all_equal(after.params, state.params)
   chex.assert_trees_all_equal(after.averaged, state.averaged)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'train.optimizer': 'adam'},
+    {'train.optimizer': 'adamw', 'train.ema_decay': 0.9},
+  ],
+)
+def test_moments_stay_stacked_and_are_the_same(changes):
+  config = _config(**changes)
+  state, step, batches = _setup(config)
+  stacks = train.stacking_of(config.train, state.params)
+  place = SingleDeviceSharding(jax.devices()[0])
+  moments = Moments(stacks, place)
+  stacked = moments.stacked(state)
+  few, many = (len(jax.tree.leaves(s.opt_state)) for s in (stacked, state))
+  assert few < many / 4
+  step = jax.jit(step)
+  for batch in batches:
+    state, _ = step(state, batch, jax.random.key(0))
+    stacked, _ = step(stacked, batch, jax.random.key(0))
+    chex.assert_trees_all_equal_structs(
+      stacked.opt_state, stacks.pack(state.opt_state)
+    )
+  chex.assert_trees_all_close(moments.whole(stacked), state, rtol=1e-6)
+  whole = Moments(None, place)
+  chex.assert_trees_all_equal(whole.whole(whole.stacked(state)), state)
 
 
 def _watch(config, workdir):
