@@ -4,8 +4,10 @@
 
 One size at a time runs from its flag to 16 times that, the others as the flags
 say. The exponent p of cost ~ size^p is the slope of a line through the
-logarithms. `remat` is the gradient of the last state, which is all that is kept
-then beside the inputs, in memory O(sqrt T).
+logarithms. Memory has a part that does not grow, such as one step's work; the
+exponent of what grows, cost ~ a + b size^p, is the slope through those of the
+differences between sizes. `remat` is the gradient of the last state, which is
+all that is kept then beside the inputs, in memory O(sqrt T).
 """
 
 import argparse
@@ -27,7 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   """Reads the flags."""
   made = command.parser(
     'scaling', __doc__,
-    batch=32, steps=16, size=256, hidden=128, layers=1,
+    batch=64, steps=32, size=256, hidden=128, layers=1,
   )  # fmt: skip
   made.add_argument(
     '--sweeps', type=_sweeps, default='T,B,H,L', help='which sizes (T,B,H,L)'
@@ -103,8 +105,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       {k: r() for k, r in runs.items()}, args.repeats, args.clock
     )
     costs['seconds'] = list(seconds.values())
-    exponents = {k: exponent(sizes, v) for k, v in costs.items()}
-    sweeps[letter] = {'sizes': sizes, **costs, 'exponents': exponents}
+    sweeps[letter] = {
+      'sizes': sizes,
+      **costs,
+      'exponents': {k: exponent(sizes, v) for k, v in costs.items()},
+      'growth_exponents': {
+        k: growth_exponent(sizes, v)
+        for k, v in costs.items()
+        if k != 'seconds' and len(sizes) > 2
+      },
+    }
   return {'sweeps': sweeps, 'setting': command.setting(args)}
 
 
@@ -116,6 +126,12 @@ def _once(compiled, shapes):
 def exponent(sizes, costs) -> float:
   """The slope of log cost over log size, by least squares."""
   return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def growth_exponent(sizes, costs) -> float | None:
+  """p of a + b size^p, of sizes that double; None if not all costs grow."""
+  growth = np.diff(costs)
+  return exponent(sizes[:-1], growth) if (growth > 0).all() else None
 
 
 def table(result: dict[str, Any]) -> str:
@@ -133,11 +149,17 @@ def table(result: dict[str, Any]) -> str:
         name.replace('bytes', 'MB'),
         *(format(scale * value, form) for value in sweep[name]),
         sweep['exponents'][name],
+        sweep['growth_exponents'].get(name),
       )
       for name, scale, form in rows
       if name in sweep
     )
-    titles = [(letter, '{:<12}'), *sizes, ('exponent', '{:12.2f}')]
+    titles = [
+      (letter, '{:<12}'),
+      *sizes,
+      ('exponent', '{:12.2f}'),
+      ('of growth', '{:12.2f}'),
+    ]
     lines += ['', *command.columns(titles, measured)]
   return '\n'.join(lines)
 

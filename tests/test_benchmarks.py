@@ -72,10 +72,11 @@ def test_pipeline(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_scaling(tmp_path, capsys):
-  result = _run(scaling, tmp_path, '--sweeps=T,B', '--factors=2')
+  result = _run(scaling, tmp_path, '--sweeps=T,B', '--factors=3')
   sweep = result['sweeps']['T']
-  assert sweep['sizes'] == [3, 6]
-  assert len(sweep['remat_bytes']) == len(sweep['seconds']) == 2
+  assert sweep['sizes'] == [3, 6, 12]
+  assert len(sweep['remat_bytes']) == len(sweep['seconds']) == 3
+  assert set(sweep['growth_exponents']) == {'bytes', 'remat_bytes'}
   assert 'remat_bytes' not in result['sweeps']['B']
   assert 'exponent' in capsys.readouterr().out
 
@@ -97,6 +98,8 @@ def test_an_exponent_is_that_of_a_power():
   sizes = [1, 2, 4, 8, 16]
   costs = 3.0 * np.array(sizes) ** 0.5
   assert scaling.exponent(sizes, costs) == pytest.approx(0.5)
+  assert scaling.growth_exponent(sizes, 7 + costs) == pytest.approx(0.5)
+  assert scaling.growth_exponent(sizes, [1, 2, 2, 3, 4]) is None
 
 
 def test_an_unknown_sweep_is_one_line(capsys):
