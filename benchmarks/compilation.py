@@ -5,7 +5,8 @@
 From tracing to the program, in turn: the step as configs/quickstart.py trains
 it; the same with XLA's own options (`train.quick_compile` off); with these, the
 naive flax recogniser in that step, in the place of ours; and its gradient with
-optax's update alone, as one would write them first.
+optax's update alone, as one would write them first, with XLA's own options and
+with those of the quickstart.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from experiments import runtime, train
 
 _CLASSES, _SHAPE = 8, (49, 64)  # of the generated clips
 _STEPS_PER_EPOCH = 128.0
-_SUBJECTS = ('own_options', 'naive_step', 'naive_flax')
+_SUBJECTS = ('own_options', 'naive_step', 'naive_flax', 'naive_quick')
 
 
 class _Naive:
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     'own_options': (*_trainers_step(config, ours), {}),
     'naive_step': (*_trainers_step(config, naive), {}),
     'naive_flax': (*_plain_step(config, naive), {}),
+    'naive_quick': (*_plain_step(config, naive), quick),
   }
 
   cached = jax.config.jax_enable_compilation_cache

@@ -19,7 +19,7 @@ from configs import default
 from data import pipeline, store
 from data.features import VideoFeatures
 from experiments import config as config_lib
-from experiments import train
+from experiments import sharding, train
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -77,6 +77,8 @@ def _run(args: argparse.Namespace, source: VideoFeatures) -> dict[str, Any]:
   )
   fixed = jax.device_put(next(batches))
   state = train.init_state(config, model, optimizer, shape)
+  mesh = sharding.make_mesh(config.train, jax.devices()[:1])
+  state = train.moments_of(config.train, state.params, mesh).stacked(state)
   step = step.lower(state, fixed, key).compile()
 
   def steps(next_batch):

@@ -136,8 +136,8 @@ def time_step(args: argparse.Namespace) -> dict[str, Any]:
   gradient = jax.tree.map(
     lambda x: sharding.put_rows({'x': x}, mesh)['x'], gradient
   )
-  places = sharding.of_state(state, mesh)
-  state = sharding.put(state, places)
+  state = sharding.put(state, sharding.of_state(state, mesh))
+  state = train.moments_of(config.train, state.params, mesh).stacked(state)
   rng = np.random.default_rng(distributed.index())
   row = np.arange(rows, dtype=np.int32) + distributed.index() * rows
   batch = {
@@ -151,7 +151,7 @@ def time_step(args: argparse.Namespace) -> dict[str, Any]:
   step_fn = jax.jit(
     train.make_train_step(config, model, optimizer, 100.0),
     donate_argnums=0,
-    out_shardings=(places, sharding.everywhere(mesh)),
+    out_shardings=(sharding.of_state(state, mesh), sharding.everywhere(mesh)),
   )
   sum_fn = jax.jit(
     lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree),

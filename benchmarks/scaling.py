@@ -4,10 +4,12 @@
 
 One size at a time runs from its flag to 16 times that, the others as the flags
 say. The exponent p of cost ~ size^p is the slope of a line through the
-logarithms. Memory has a part that does not grow, such as one step's work; the
-exponent of what grows, cost ~ a + b size^p, is the slope through those of the
-differences between sizes. `remat` is the gradient of the last state, which is
-all that is kept then beside the inputs, in memory O(sqrt T).
+logarithms; `slope` is that from the size before, for time. A part does not
+grow, such as one step's work in memory: the exponent of what grows,
+p of a + b size^p, is the slope through the logarithms of the differences
+between sizes (of memory; of time these are noise). `remat` is the gradient of
+the last state, which is all that is kept then beside the inputs, in memory
+O(sqrt T).
 """
 
 import argparse
@@ -144,7 +146,7 @@ def table(result: dict[str, Any]) -> str:
   )
   for letter, sweep in result['sweeps'].items():
     sizes = [(size, '{:>12}') for size in sweep['sizes']]
-    measured = (
+    measured = [
       (
         name.replace('bytes', 'MB'),
         *(format(scale * value, form) for value in sweep[name]),
@@ -153,7 +155,11 @@ def table(result: dict[str, Any]) -> str:
       )
       for name, scale, form in rows
       if name in sweep
-    )
+    ]
+    logs = np.log([sweep['sizes'], sweep['seconds']])
+    slopes = np.divide(*np.diff(logs)[::-1])
+    line = ('slope', '', *(f'{slope:.2f}' for slope in slopes), None, None)
+    measured.insert(1, line)
     titles = [
       (letter, '{:<12}'),
       *sizes,

@@ -5,10 +5,14 @@ model has dozens of small ones: biases, columns, gates of small layers.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from experiments import sharding
 
 LARGEST = 1 << 16  # numbers of an array that is stacked; copies of more cost
 
@@ -39,8 +43,17 @@ class Stacking:
     self._groups = {f'stack_{k}': g for k, g in enumerate(groups.values())}
     self._stacks = jax.tree.structure(dict.fromkeys(self._groups, 0))
 
-  def pack(self, trees: Any) -> Any:
-    """Stacks each part of `trees` that has the tree's structure and shapes."""
+  def pack(self, trees: Any, on_host: bool = False) -> Any:
+    """Stacks each part of `trees` that has the tree's structure and shapes.
+
+    Args:
+      trees: a pytree with such parts.
+      on_host: with numpy, which compiles nothing; stacks are numpy arrays.
+
+    Returns:
+      The same with stacks in the place of these parts.
+    """
+    lib = np if on_host else jnp
 
     def is_tree(part):
       return (
@@ -49,19 +62,18 @@ class Stacking:
       )
 
     def stack(part):
-      leaves = [
-        x.reshape(-1, *columns)
-        for x, columns in zip(jax.tree.leaves(part), self._columns)
-      ]
+      leaves = jax.tree.leaves(part)
+      rows = lambda k: lib.reshape(leaves[k], (-1, *self._columns[k]))
       return {
-        name: jnp.concatenate([leaves[k] for k in group])
-        if len(group) > 1 else leaves[group[0]]
+        name: leaves[group[0]]
+        if self._is_whole(group)
+        else lib.concatenate([rows(k) for k in group])
         for name, group in self._groups.items()
-      }  # fmt: skip
+      }
 
     return _map_parts(stack, is_tree, trees)
 
-  def unpack(self, trees: Any) -> Any:
+  def unpack(self, trees: Any, on_host: bool = False) -> Any:
     """What `pack` was given."""
 
     def is_stacks(part):
@@ -70,39 +82,58 @@ class Stacking:
     def split(part):
       leaves: list[Any] = [None] * len(self._shapes)
       for name, group in self._groups.items():
-        start = 0
+        stack, start = part[name], 0
+        if self._is_whole(group):
+          leaves[group[0]] = stack
+          continue
+        if on_host:
+          stack = np.array(stack)
         for k in group:
           shape, columns = self._shapes[k], self._columns[k]
           rows = math.prod(shape) // math.prod(columns)
-          leaves[k] = part[name][start : start + rows].reshape(shape)
+          leaves[k] = stack[start : start + rows].reshape(shape)
           start += rows
       return jax.tree.unflatten(self._tree, leaves)
 
     return _map_parts(split, is_stacks, trees)
 
+  def _is_whole(self, group: list[int]) -> bool:
+    """Whether a stack is one array as it is."""
+    first = group[0]
+    is_same = self._shapes[first][1:] == self._columns[first]
+    return len(group) == 1 and is_same and bool(self._shapes[first])
+
 
 class Moments:
   """Moments of the optimiser, stacked between steps and whole on disk.
 
+  Both are made on the host: nothing is compiled, and large arrays, which are
+  not stacked, stay where they are.
+
   Args:
     stacking: how; None: they are whole between steps, too.
-    place: sharding of stacks and of what they are made of.
+    place: sharding of what is made.
   """
 
   def __init__(self, stacking: Stacking | None, place: jax.sharding.Sharding):
-    same = lambda opt_state: opt_state
-    self._pack, self._unpack = same, same
-    if stacking is not None:
-      self._pack = jax.jit(stacking.pack, out_shardings=place)
-      self._unpack = jax.jit(stacking.unpack, out_shardings=place)
+    self._stacking, self._place = stacking, place
 
   def stacked(self, state: Any) -> Any:
     """The training state as the steps take it."""
-    return state._replace(opt_state=self._pack(state.opt_state))
+    return self._changed(state, Stacking.pack)
 
   def whole(self, state: Any) -> Any:
     """The training state as it is saved."""
-    return state._replace(opt_state=self._unpack(state.opt_state))
+    return self._changed(state, Stacking.unpack)
+
+  def _changed(self, state: Any, change: Callable) -> Any:
+    if self._stacking is None:
+      return state
+    put = lambda x: (
+      sharding.put(x, self._place) if isinstance(x, np.ndarray) else x
+    )
+    changed = change(self._stacking, state.opt_state, on_host=True)
+    return state._replace(opt_state=jax.tree.map(put, changed))
 
 
 def _map_parts(function, is_part, trees: Any) -> Any:

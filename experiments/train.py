@@ -162,6 +162,16 @@ def stacking_of(train: ml_collections.ConfigDict, params: Any) -> Stacking:
   return Stacking(params, by_columns=train.model_devices > 1)
 
 
+def moments_of(
+  train: ml_collections.ConfigDict, params: Any, mesh: jax.sharding.Mesh
+) -> Moments:
+  """How the optimiser's moments are kept between steps."""
+  # Over devices of a model they stay whole: where they are goes by their paths.
+  is_spread = train.model_devices > 1
+  stacking = None if is_spread else stacking_of(train, params)
+  return Moments(stacking, sharding.everywhere(mesh))
+
+
 def make_train_step(
   config: ml_collections.ConfigDict,
   model,
@@ -185,7 +195,7 @@ def make_train_step(
     `nonfinite` is 1. So does one whose new state is not; it is 2. With
     `batch['signal']` there is a metric `signal`, its largest. Moments of the
     optimiser stay as they are given: whole, or stacked by `stacking_of`, which
-    spares to stack them at each step.
+    saves stacking them at each step.
   """
   loss_config, train = config.loss, config.train
 
@@ -280,9 +290,9 @@ def make_train_step(
       _mean_over_parts(part, batch, row_keys, train.accumulate_steps), axis_name
     )
     stacking = stacking_of(train, state.params)
-    moments = jax.tree.structure(state.opt_state)
+    given = jax.tree.structure(state.opt_state)
     gradient, state = stacking.pack((gradient, state))
-    stay = moments == jax.tree.structure(state.opt_state)
+    stay = given == jax.tree.structure(state.opt_state)
     metrics['grad_norm'] = optax.tree.norm(gradient)
     metrics['boundary/noise'] = jnp.asarray(noise, jnp.float32)
     finite = jnp.isfinite(loss) & jnp.isfinite(metrics['grad_norm'])
@@ -414,12 +424,8 @@ def run(
     first = integrity.make(0, state, {})['arrays']
     distributed.check_same({f'the first {k}': v for k, v in first.items()})
   state = restored or sharding.put(state, places)
-  # Not spread over devices, where stacks would have other places.
-  spread = train.model_devices > 1
-  moments = Moments(
-    None if spread else stacking_of(train, state.params),
-    sharding.everywhere(mesh),
-  )
+  del restored  # or it keeps arrays that the steps could use again
+  moments = moments_of(train, state.params, mesh)
   state = moments.stacked(state)
   start = int(state.step)
   log.begin(start, train.num_steps, train.batch_size)

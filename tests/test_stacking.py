@@ -38,6 +38,21 @@ def test_what_is_stacked_and_that_it_comes_back():
   chex.assert_trees_all_equal(Stacking(tree).unpack(packed), tree)
 
 
+@pytest.mark.parametrize('by_columns', [False, True])
+def test_stacking_on_the_host_is_the_same(monkeypatch, by_columns):
+  monkeypatch.setattr(stacking, 'LARGEST', 12)
+  tree = _tree(2)
+  stacks = Stacking(tree, by_columns)
+  packed = stacks.pack(tree, on_host=True)
+  chex.assert_trees_all_equal(packed, jax.jit(stacks.pack)(tree))
+  back = stacks.unpack(packed, on_host=True)
+  chex.assert_trees_all_equal(back, tree)
+  # What is alone is not copied; what is stacked is, from the stack too.
+  assert back['a']['more'] is tree['a']['more'] and tree['a']['more'].size > 12
+  packed['stack_0'][:] = 0
+  chex.assert_trees_all_equal(back, tree)
+
+
 def test_stacking_by_columns():
   tree = _tree(0)
   stacks = Stacking(tree, by_columns=True)
