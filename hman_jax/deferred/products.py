@@ -40,8 +40,8 @@ def is_product_of_rows(equation: core.JaxprEqn) -> bool:
 def _is_small(values: Any) -> bool:
   """Whether summing times a vector is as fast by sums as by a product.
 
-  For the product XLA's CPU backend writes a program of its own, which takes 7 ms
-  of processor time to compile; it is the faster of large arrays.
+  For the product XLA's CPU backend writes a program of its own, which takes
+  7 ms of processor time to compile; of large arrays it is the faster.
   """
   known = all(isinstance(n, int) for n in values.shape)
   return known and values.size <= _LARGEST_SUM
