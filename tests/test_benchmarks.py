@@ -2,6 +2,8 @@
 
 import json
 
+import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from benchmarks import (
   compilation,
   forward,
   launches,
+  parts,
   pipeline,
   scaling,
   streaming,
@@ -36,6 +39,33 @@ def test_forward(tmp_path, capsys):
   assert result['ratios']['hard'] == seconds['hard'] / seconds['soft']
   assert set(seconds) == {'hard', 'as_soft', 'reinforce', 'soft'}
   assert 'B=2 T=3 N=4 D=5 H=3 L=2' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_parts(tmp_path, capsys):
+  result = _run(parts, tmp_path)
+  of_parts = result['parts'].values()
+  assert len(of_parts) == 4 and min(of_parts) > 0
+  assert result['ratio'] == sum(of_parts) / result['floor']
+  seconds = result['seconds']
+  assert result['parts']['reading'] == min(
+    seconds['read_in_place'], seconds['read_copied']
+  )
+  assert 'reading' in capsys.readouterr().out
+
+
+def test_both_readings_of_features_are_the_same():
+  rng = np.random.default_rng(0)
+  features = jnp.asarray(rng.normal(size=(2, 3, 4, 16)), jnp.float32)
+  d_context = jnp.asarray(rng.normal(size=(2, 16)), jnp.float32)
+  (d, in_place), (e, copied) = (
+    parts._reading(features, d_context, in_place=flag)()
+    for flag in (True, False)
+  )
+  chex.assert_trees_all_close(in_place, copied, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(d, e, rtol=1e-4)
+  expected = np.einsum('bd,bnd->bn', d_context, features[:, 0])
+  chex.assert_trees_all_close(in_place[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
