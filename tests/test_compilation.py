@@ -39,6 +39,7 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   runtime.enable_compilation_cache()
   compilation_cache.reset_cache()
+  jax.clear_caches()  # what tests before this one compiled is not on disk
   yield
   for name, value in before.items():
     jax.config.update(name, value)

@@ -381,6 +381,7 @@ def test_evaluation_is_compiled_ahead(caplog):
   params = model.init(jax.random.key(0), np.zeros((1, 1, 49, 64)))
   evaluator = evaluation.Evaluator(config, model)
   compiled = lambda: 'compilation of jit(_apply)' in caplog.text
+  caplog.set_level('WARNING')  # programs, in tests before this, ask for errors
   with jax.log_compiles(True):
     evaluator.compile(params, source)
     assert compiled()
